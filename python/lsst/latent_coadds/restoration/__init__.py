@@ -6,3 +6,16 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Restoration of co-registered exposures, with torch and numpy alone."""
+
+from ._direct import *
+from ._errors import *
+from ._fidelity import *
+from ._imagemm import *
+from ._kernels import *
+from ._operators import *
+from ._resample import *
+from ._restoration import *
+from ._restore import *
+from ._settings import *
+from ._stack import *

@@ -1,0 +1,185 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Descent loops of ImageMM."""
+
+from __future__ import annotations
+
+__all__ = ("Fit", "evaluate", "fit_accelerated", "fit_published")
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ._errors import RestorationError
+from ._fidelity import HuberFidelity
+from ._operators import ConvolutionOperator
+from ._proximal import NonNegativeQuadratic, momentum
+from ._settings import ImageMMSettings
+
+ProgressCallback = Callable[[int, int, float], None]
+
+
+@dataclasses.dataclass
+class Fit:
+    """A fitted latent image and how it came about."""
+
+    latent: torch.Tensor
+    history: list[dict[str, Any]]
+    n_iterations: int
+    converged: bool
+
+
+def evaluate(
+    operator: ConvolutionOperator, fidelity: HuberFidelity, latent: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    """Return the objective and its gradient; costs 2 T + 2 transforms.
+
+    Raises
+    ------
+    RestorationError
+        The objective is not finite.
+    """
+    transform = operator.transform(latent)
+    value = torch.zeros((), dtype=torch.float64, device=latent.device)
+    total: torch.Tensor | None = None
+    for which in operator.chunks():
+        part, gradient = fidelity.value_and_gradient(operator.predict(transform, which), which)
+        value += part
+        projected = operator.back_project(gradient, which)
+        total = projected if total is None else total.add_(projected)
+    assert total is not None
+    objective = float(value)
+    if not math.isfinite(objective):
+        raise RestorationError(
+            "The objective of ImageMM is not finite; check the scale of image and variance."
+        )
+    return objective, operator.untransform(total)
+
+
+class _Monitor:
+    """Record objectives and decide when to stop."""
+
+    def __init__(
+        self, settings: ImageMMSettings, n_good: int, objective: float, progress: ProgressCallback | None
+    ) -> None:
+        self.settings = settings
+        self.threshold = settings.tolerance * n_good
+        self.progress = progress
+        self.start = time.perf_counter()
+        self.history: list[dict[str, Any]] = []
+        self.converged = False
+        self.record(0, objective)
+
+    def record(self, iteration: int, objective: float) -> None:
+        seconds = time.perf_counter() - self.start
+        self.history.append({"iteration": iteration, "objective": objective, "seconds": seconds})
+        if self.progress is not None:
+            self.progress(iteration, self.settings.n_iter, objective)
+
+    def stop(self) -> bool:
+        """Return whether to stop now."""
+        last = self.history[-4:]
+        fall = last[0]["objective"] - last[-1]["objective"]
+        if self.threshold > 0 and len(last) == 4 and fall <= 3 * self.threshold:
+            self.converged = True
+            return True
+        limit = self.settings.time_limit
+        return limit > 0 and time.perf_counter() - self.start > limit
+
+
+def fit_accelerated(
+    operator: ConvolutionOperator,
+    fidelity: HuberFidelity,
+    quadratic: NonNegativeQuadratic,
+    latent: torch.Tensor,
+    settings: ImageMMSettings,
+    progress: ProgressCallback | None = None,
+) -> Fit:
+    """Minimise by accelerated proximal steps in the metric of the PSFs.
+
+    Notes
+    -----
+    The Huber loss lies below the parabola with the same slope, so a step that
+    minimises the quadratic model cannot raise the objective. The
+    extrapolated point can, and so can a weight far above the median one; both
+    are checked, and taken back if so. The objective therefore never rises.
+    """
+    n_steps = settings.n_steps or min(max(4, operator.n_exposures // 2), 30)
+    objective, gradient = evaluate(operator, fidelity, latent)
+    monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
+    accepted, previous, t, damping = latent, latent, 1.0, 1.0
+    iteration = 0
+    while iteration < settings.n_iter and not monitor.stop():
+        iteration += 1
+        plain = quadratic.solve(accepted, gradient, n_steps, damping=damping)
+        beta, following = momentum(t)
+        candidate = torch.add(plain, plain - previous, alpha=beta).clamp_min_(0.0)
+        value, slope = evaluate(operator, fidelity, candidate)
+        if value <= objective:
+            accepted, objective, gradient, previous, t = candidate, value, slope, plain, following
+        else:
+            # Back to the accepted point: without momentum, then with smaller steps.
+            damping = damping if beta > 0.0 else 2.0 * damping
+            previous, t = accepted, 1.0
+        monitor.record(iteration, objective)
+        if damping > 1e6:
+            monitor.converged = True
+            break
+    return Fit(accepted, monitor.history, iteration, monitor.converged)
+
+
+def fit_published(
+    operator: ConvolutionOperator,
+    fidelity: HuberFidelity,
+    latent: torch.Tensor,
+    settings: ImageMMSettings,
+    progress: ProgressCallback | None = None,
+) -> Fit:
+    """Run the multiplicative update of the paper.
+
+    ``x <- x clip(sum F' W y / sum F' W F x, 1 / kappa, kappa)``, where W is
+    the inverse variance times the Huber weight of the current residual.
+    """
+    objective, ratio = _published_ratio(operator, fidelity, latent)
+    monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
+    iteration = 0
+    while iteration < settings.n_iter and not monitor.stop():
+        iteration += 1
+        latent = latent * ratio.clamp_(1.0 / settings.kappa, settings.kappa)
+        objective, ratio = _published_ratio(operator, fidelity, latent)
+        monitor.record(iteration, objective)
+    return Fit(latent, monitor.history, iteration, monitor.converged)
+
+
+def _published_ratio(
+    operator: ConvolutionOperator, fidelity: HuberFidelity, latent: torch.Tensor
+) -> tuple[float, torch.Tensor]:
+    transform = operator.transform(latent)
+    objective = 0.0
+    above: Any = 0.0
+    below: Any = 0.0
+    for which in operator.chunks():
+        model = operator.predict(transform, which)
+        residual = fidelity.residual(model, which)
+        objective += float(fidelity.value(residual))
+        weight = fidelity.weight(residual) * fidelity.inverse_sigma[which] ** 2
+        above = above + operator.back_project(weight * fidelity.image[which], which)
+        below = below + operator.back_project(weight * model, which)
+    if not math.isfinite(objective):
+        raise RestorationError(
+            "The objective of ImageMM is not finite; check the scale of image and variance."
+        )
+    numerator = operator.untransform(above).clamp_min_(0.0)
+    denominator = operator.untransform(below)
+    ratio = numerator / denominator.clamp_min(1e-12 * float(denominator.abs().max()) + 1e-30)
+    return objective, ratio

@@ -1,0 +1,145 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Settings of the restorers: the only place where defaults are stated."""
+
+from __future__ import annotations
+
+__all__ = ("SETTINGS_CLASSES", "DirectSettings", "ImageMMSettings", "make_settings")
+
+import dataclasses
+from typing import Any
+
+
+def _setting(
+    default: Any,
+    doc: str,
+    *,
+    min: float | None = None,
+    max: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """Declare a dataclass field with its documentation and its limits."""
+    metadata: dict[str, Any] = {"doc": doc}
+    if min is not None:
+        metadata["min"] = min
+    if max is not None:
+        metadata["max"] = max
+    if choices is not None:
+        metadata["choices"] = choices
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+class _Checked:
+    """Check every field against the limits in its metadata."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            limits = field.metadata
+            where = f"{type(self).__name__}.{field.name}={value!r}"
+            if "choices" in limits and value not in limits["choices"]:
+                raise ValueError(f"{where}: choose one of {', '.join(limits['choices'])}.")
+            if "min" in limits and not value >= limits["min"]:
+                raise ValueError(f"{where}: must be at least {limits['min']}.")
+            if "max" in limits and not value <= limits["max"]:
+                raise ValueError(f"{where}: must be at most {limits['max']}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectSettings(_Checked):
+    """Settings of the plain inverse-variance coadd."""
+
+    weighting: str = _setting(
+        "exposure",
+        "Weights of the mean: 'exposure' (one number per exposure, the inverse of its median variance, so "
+        "that the PSF does not depend on brightness) or 'pixel' (inverse variance of each pixel).",
+        choices=("exposure", "pixel"),
+    )
+    clip: bool = _setting(False, "Leave out single-exposure outliers (tolerant in the cores of stars)?")
+    clip_sigma: float = _setting(
+        5.0, "Deviation from the median exposure at which a pixel is an outlier, in sigma.", min=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageMMSettings(_Checked):
+    """Settings of ImageMM."""
+
+    form: str = _setting(
+        "accelerated",
+        "'accelerated' (the target PSF is in the model; projected, scaled gradient steps with momentum) or "
+        "'published' (the multiplicative update of the paper).",
+        choices=("accelerated", "published"),
+    )
+    target_fwhm: float = _setting(
+        2.0,
+        "FWHM of the Gaussian PSF of the result, in latent pixels; 0 gives the bare latent image.",
+        min=0.0,
+    )
+    pixel_spread: float = _setting(
+        0.25,
+        "Accelerated form: variance (latent px^2, per axis) that is left to the non-negative solution. A "
+        "source between pixels needs up to 0.25; what remains of the target PSF bounds the width of the "
+        "narrowest feature.",
+        min=0.0,
+        max=1.0,
+    )
+    n_start: int = _setting(
+        60, "Accelerated form: steps of the cheap start, where gaps and outliers are filled in.", min=0
+    )
+    n_iter: int = _setting(30, "Largest number of updates; the published form needs a few hundred.", min=1)
+    n_steps: int = _setting(
+        0, "Accelerated form: inner steps of an update; 0 takes half the number of exposures, 4 to 30.", min=0
+    )
+    tolerance: float = _setting(
+        1e-5,
+        "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
+        min=0.0,
+    )
+    time_limit: float = _setting(0.0, "Stop after this many seconds; 0 means no limit.", min=0.0)
+    huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
+    kappa: float = _setting(2.0, "Largest factor by which a published update changes a pixel.", min=1.0)
+    n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
+
+
+SETTINGS_CLASSES: dict[str, type] = {"direct": DirectSettings, "imagemm": ImageMMSettings}
+
+
+def make_settings(method: str, **values: Any) -> Any:
+    """Make the settings of a restorer from keywords.
+
+    Parameters
+    ----------
+    method : `str`
+        Name of the restorer.
+    **values
+        Fields of its settings dataclass.
+
+    Returns
+    -------
+    settings
+        An instance of ``SETTINGS_CLASSES[method]``.
+
+    Raises
+    ------
+    ValueError
+        The method is unknown, or a value is outside of its limits.
+    TypeError
+        A setting is unknown.
+    """
+    if method not in SETTINGS_CLASSES:
+        raise ValueError(f"Unknown restorer {method!r}; known are {', '.join(sorted(SETTINGS_CLASSES))}.")
+    cls = SETTINGS_CLASSES[method]
+    known = [field.name for field in dataclasses.fields(cls)]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise TypeError(
+            f"Unknown setting of restorer {method!r}: {', '.join(unknown)}; known are {', '.join(known)}."
+        )
+    return cls(**values)
