@@ -25,6 +25,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,7 +145,7 @@ def remove_debris(site_packages: Path) -> list[str]:
 
     Returns the names of the distributions that were broken.
     """
-    for path in site_packages.glob("~*"):
+    for path in (*site_packages.glob("~*"), *site_packages.parents[2].glob("tmp-*")):
         shutil.rmtree(path, ignore_errors=True)
     broken = find_broken(site_packages)
     for path in broken:
@@ -153,13 +154,19 @@ def remove_debris(site_packages: Path) -> list[str]:
 
 
 def run_pip(python: Path, *arguments: str) -> None:
-    """Run pip in an environment, with its output shown."""
+    """Run pip in an environment, with its output shown.
+
+    Downloads go beside the environment: /tmp is often held in memory, and too
+    small for PyTorch.
+    """
     environ = {
         key: value for key, value in os.environ.items() if key not in ("PIP_USER", "PIP_TARGET", "PIP_PREFIX")
     }
     environ |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "GIT_PYTHON_REFRESH": "quiet"}
-    command = [str(python), "-m", "pip", *arguments]
-    if subprocess.run(command, env=environ, check=False).returncode:
+    with tempfile.TemporaryDirectory(prefix="tmp-", dir=python.parent.parent) as directory:
+        environ["TMPDIR"] = directory
+        done = subprocess.run([str(python), "-m", "pip", *arguments], env=environ, check=False)
+    if done.returncode:
         raise EnvironmentFailedError(
             "pip did not finish (its message is above). With no network or an overloaded package index, "
             "wait and run the same command again: it goes on where it stopped."
@@ -201,8 +208,8 @@ def make(environment: Path, base_python: str) -> None:
         say(f"making {environment} with {base_python}")
         if subprocess.run([base_python, "-m", "venv", str(environment)], check=False).returncode:
             raise EnvironmentFailedError(
-                f"{base_python} cannot make a virtual environment (its message is above). On Debian and Ubuntu: "
-                f"sudo apt install python3.{sys.version_info.minor}-venv"
+                f"{base_python} cannot make a virtual environment (its message is above). "
+                f"On Debian and Ubuntu: sudo apt install python3.{sys.version_info.minor}-venv"
             )
     site_packages = find_site_packages(environment)
     assert site_packages is not None
