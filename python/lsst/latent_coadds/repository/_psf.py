@@ -10,14 +10,17 @@ from __future__ import annotations
 __all__ = ("MoffatField",)
 
 import dataclasses
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import galsim
 import numpy as np
-import piff
 
 from lsst.images import Box
 from lsst.images.psfs import PiffWrapper
+
+# GalSim and Piff are needed to make PSFs, not to read repositories, and so
+# are imported where they are used.
+if TYPE_CHECKING:
+    import galsim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,8 @@ class MoffatField:
         field : `MoffatField`
             The PSF.
         """
+        import galsim
+
         radius = galsim.Moffat(beta=beta, fwhm=fwhm).half_light_radius
         return cls(beta, np.array([radius, g1, g2], dtype=float).reshape(3, 1, 1))
 
@@ -96,6 +101,8 @@ class MoffatField:
         field : `MoffatField`
             The PSF.
         """
+        import galsim
+
         radius = galsim.Moffat(beta=beta, fwhm=fwhm).half_light_radius
         x0, hx = (bbox.x.start + bbox.x.stop - 1) / 2, bbox.x.size / 2
         y0, hy = (bbox.y.start + bbox.y.stop - 1) / 2, bbox.y.size / 2
@@ -126,6 +133,8 @@ class MoffatField:
         profile : `galsim.GSObject`
             Moffat of unit flux; its unit of length is a pixel.
         """
+        import galsim
+
         radius, g1, g2 = (np.polynomial.polynomial.polyval2d(x, y, c) for c in self.coefficients)
         return galsim.Moffat(beta=self.beta, half_light_radius=float(radius)).shear(
             g1=float(g1), g2=float(g2)
@@ -151,6 +160,9 @@ class MoffatField:
         ValueError
             Raised if ``stamp_size`` is even.
         """
+        import galsim
+        import piff
+
         if stamp_size % 2 == 0:
             raise ValueError(
                 f"stamp_size must be odd, so that a kernel has a central pixel; got {stamp_size}."
