@@ -6,3 +6,21 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Multi-frame restoration of the sky as an LSST Science Pipelines plugin."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .tasks import BuildLatentCoaddConfig, BuildLatentCoaddTask
+
+_TASK_NAMES = ("BuildLatentCoaddConfig", "BuildLatentCoaddTask")
+__all__ = list(_TASK_NAMES)
+
+
+def __getattr__(name: str) -> Any:
+    # Lazily, so that the numeric core can be imported without any of LSST.
+    if name in _TASK_NAMES:
+        from . import tasks
+
+        return getattr(tasks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

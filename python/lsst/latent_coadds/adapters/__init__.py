@@ -6,3 +6,12 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Between Butler datasets and plain arrays."""
+
+from ._coadd import *
+from ._errors import *
+from ._exposure_reader import *
+from ._masks import *
+from ._patch_exposure import *
+from ._patch_grid import *
+from ._tile import *

@@ -6,3 +6,10 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Pipeline tasks, their connections and their configuration."""
+
+from ._build_latent_coadd import *
+from ._config import *
+from ._metrics import *
+from ._restore_patch import *
+from ._restorers import *

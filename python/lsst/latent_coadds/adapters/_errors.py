@@ -1,0 +1,80 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+__all__ = (
+    "BadInputError",
+    "InputProblem",
+    "PatchNotFoundError",
+    "UnknownMaskPlaneError",
+    "UnusableInputsError",
+)
+
+import enum
+from typing import Any
+
+from lsst.pipe.base import AlgorithmError
+
+
+class InputProblem(enum.StrEnum):
+    """Why an exposure could not be used."""
+
+    NO_PSF = "no PSF"
+    NO_WCS = "no WCS"
+    NO_VARIANCE = "no variance"
+    BAD_VARIANCE = "bad variance"
+    BAD_UNIT = "bad unit"
+    NO_GOOD_PIXELS = "no good pixels"
+    UNREADABLE = "unreadable"
+
+
+class BadInputError(ValueError):
+    """An exposure cannot be used.
+
+    Parameters
+    ----------
+    name : `str`
+        Which dataset, as a user would name it to the Butler.
+    problem : `InputProblem`
+        Kind of defect.
+    remedy : `str`
+        What is wrong in detail, and what to do about it.
+    """
+
+    def __init__(self, name: str, problem: InputProblem, remedy: str) -> None:
+        super().__init__(f"{name}: {problem}. {remedy}")
+        self.name = name
+        self.problem = problem
+
+
+class UnknownMaskPlaneError(ValueError):
+    """A configured mask plane is neither standard nor in the exposure."""
+
+
+class PatchNotFoundError(LookupError):
+    """The sky map has no such tract or patch."""
+
+
+class UnusableInputsError(AlgorithmError):
+    """None of a patch's exposures can be used.
+
+    Parameters
+    ----------
+    reasons : `dict` [`str`, `str`]
+        Message for each rejected exposure.
+    """
+
+    def __init__(self, reasons: dict[str, str]) -> None:
+        listed = "; ".join(reasons.values())
+        super().__init__(f"None of the {len(reasons)} exposures that overlap the patch can be used: {listed}")
+        self.reasons = reasons
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {"n_rejected": len(self.reasons)}

@@ -1,0 +1,217 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+__all__ = ("BuildLatentCoaddTask",)
+
+import time
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from lsst.daf.butler import DeferredDatasetHandle
+from lsst.pipe.base import (
+    AnnotatedPartialOutputsError,
+    InputQuantizedConnection,
+    NoWorkFound,
+    OutputQuantizedConnection,
+    PipelineTask,
+    QuantumContext,
+    Struct,
+)
+from lsst.utils.logging import PeriodicLogger
+from lsst.utils.timer import timeMethod
+
+from ..adapters import (
+    BadInputError,
+    ExposureReader,
+    PatchGrid,
+    UnusableInputsError,
+    VisitImageReader,
+    make_cell_coadd,
+    make_n_image,
+)
+from ._config import BuildLatentCoaddConfig
+from ._metrics import MetricsRecorder
+from ._restore_patch import RestorePatchSettings, prepare_exposures, restore_patch
+
+
+class BuildLatentCoaddTask(PipelineTask):
+    """Restore the sky that the exposures of a patch have in common."""
+
+    ConfigClass = BuildLatentCoaddConfig
+    _DefaultName: ClassVar[str] = "buildLatentCoadd"
+    config: BuildLatentCoaddConfig
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.restorer = self.config.restorer.apply()
+
+    def runQuantum(
+        self,
+        butlerQC: QuantumContext,
+        inputRefs: InputQuantizedConnection,
+        outputRefs: OutputQuantizedConnection,
+    ) -> None:
+        # Docstring inherited.
+        data_id = butlerQC.quantum.dataId
+        assert data_id is not None, "Quanta of this task have a data ID."
+        # pipetask sets one OpenMP thread; the quantum was granted more.
+        torch.set_num_threads(max(1, butlerQC.resources.num_cores))
+        patch = PatchGrid.from_sky_map(
+            butlerQC.get(inputRefs.sky_map),
+            skymap=str(data_id["skymap"]),
+            tract=int(data_id["tract"]),
+            patch=int(data_id["patch"]),
+        )
+        handles = butlerQC.get(inputRefs.calexps)
+        rejected: list[BadInputError] = []
+        readers = self._open(handles, rejected)
+        try:
+            outputs = self.run(exposures=readers, patch=patch, band=str(data_id["band"]), rejected=rejected)
+        except UnusableInputsError as error:
+            metrics = {"rejected_inputs": error.reasons, "n_inputs": 0, "n_offered": len(handles)}
+            butlerQC.put(metrics, outputRefs.latent_coadd_metrics)
+            raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
+        butlerQC.put(outputs, outputRefs)
+
+    def _open(
+        self, handles: Sequence[DeferredDatasetHandle], rejected: list[BadInputError]
+    ) -> list[ExposureReader]:
+        readers: list[ExposureReader] = []
+        for handle in handles:
+            data_id = dict(handle.dataId.mapping) if handle.dataId.hasFull() else dict(handle.dataId.required)
+            try:
+                readers.append(VisitImageReader(handle, data_id, handle.ref.datasetType.name))
+            except BadInputError as error:
+                if self.config.bad_inputs == "fail":
+                    raise
+                rejected.append(error)
+        return readers
+
+    @timeMethod
+    def run(
+        self,
+        *,
+        exposures: Sequence[ExposureReader],
+        patch: PatchGrid,
+        band: str,
+        rejected: Sequence[BadInputError] = (),
+    ) -> Struct:
+        """Restore a patch.
+
+        Parameters
+        ----------
+        exposures : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.ExposureReader`]
+            Detector images.
+        patch : `~lsst.latent_coadds.adapters.PatchGrid`
+            Grid of the patch.
+        band : `str`
+            Band of the exposures.
+        rejected : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.BadInputError`], optional
+            Exposures that could not even be opened, for the metrics.
+
+        Returns
+        -------
+        result : `lsst.pipe.base.Struct`
+            ``latent_coadd`` (`lsst.images.cells.CellCoadd`),
+            ``latent_coadd_n_image`` (`lsst.images.Image`) and
+            ``latent_coadd_metrics`` (`dict`).
+
+        Raises
+        ------
+        lsst.pipe.base.NoWorkFound
+            If no exposure overlaps the patch.
+        lsst.latent_coadds.adapters.UnusableInputsError
+            If exposures overlap the patch, and none can be used.
+        lsst.latent_coadds.restoration.RestorationError
+            If a fit diverges; nothing is written then.
+        """
+        started = time.perf_counter()
+        metrics = MetricsRecorder(exposures)
+        settings = self._settings()
+
+        def on_bad(error: BadInputError) -> None:
+            if self.config.bad_inputs == "fail":
+                raise error
+            self.log.warning("Leaving out %s", error)
+            metrics.reject(error)
+
+        for error in rejected:
+            on_bad(error)
+        prepared = prepare_exposures(exposures, patch, settings, on_bad)
+        if not prepared:
+            if metrics.rejected:
+                raise UnusableInputsError(metrics.rejected)
+            raise NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
+        metrics.add_timing("reading", time.perf_counter() - started)
+        self.log.info(
+            "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
+            *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
+        )
+        periodic = PeriodicLogger(self.log, interval=10.0)
+
+        def report(line: str) -> None:
+            periodic.log("%s", line)
+
+        result = restore_patch(prepared, patch, self.restorer, settings, metrics, report)
+        assembly = time.perf_counter()
+        coadd = make_cell_coadd(
+            result.planes, result.cells, prepared, patch, band=band, output_psf=result.psf
+        )
+        n_image = make_n_image(result.planes, patch)
+        metrics.add_timing("assembly", time.perf_counter() - assembly)
+        metrics.add_timing("total", time.perf_counter() - started)
+        described = metrics.to_dict(
+            prepared,
+            result.cells,
+            restorer=self.config.restorer.name,
+            settings=self.config.restorer.active.toDict(),
+            skymap=patch.skymap,
+            tract=patch.tract,
+            patch=patch.patch,
+            band=band,
+        )
+        self._record(described)
+        return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
+
+    def _settings(self) -> RestorePatchSettings:
+        config = self.config
+        device = config.device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError(
+                "config.device is 'cuda', and torch finds no CUDA device; set it to 'auto' or 'cpu'."
+            )
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return RestorePatchSettings(
+            bad_mask_planes=tuple(config.bad_mask_planes),
+            saturated_mask_planes=tuple(config.saturated_mask_planes),
+            saturated_fraction=config.saturated_fraction,
+            tile_size=config.tile_size,
+            halo=config.halo,
+            cell_size=config.cell_size,
+            warping_order=config.warping_order,
+            max_invalid_fraction=config.max_invalid_fraction,
+            cache_memory=config.cache_memory,
+            seed=config.seed,
+            device=device,
+        )
+
+    def _record(self, metrics: dict[str, Any]) -> None:
+        """Copy the leading figures to the task metadata, and log them."""
+        for name in ("restorer", "device", "n_inputs", "n_iterations", "converged"):
+            self.metadata[name] = metrics[name]
+        self.metadata["n_rejected_inputs"] = len(metrics["rejected_inputs"])
+        chi2 = ", ".join(f"{visit}: {figures['chi2']:.3f}" for visit, figures in metrics["visits"].items())
+        self.log.info(
+            "Done in %.1f s on %s; reduced chi2 by visit: %s",
+            *(metrics["timings"]["total"], metrics["device"], chi2),
+        )

@@ -1,0 +1,185 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+__all__ = ("MetricsRecorder",)
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..adapters import BadInputError, CellAccumulator, ExposureReader, PatchExposure, Tile
+from ..restoration import Restoration
+
+
+@dataclasses.dataclass
+class _ExposureFigures:
+    chi2_sum: float = 0.0
+    n_good: int = 0
+    expected_sum: float = 0.0
+
+
+class MetricsRecorder:
+    """Collects the figures that describe how a patch was restored.
+
+    Parameters
+    ----------
+    readers : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.ExposureReader`]
+        Exposures that were offered.
+    """
+
+    def __init__(self, readers: Sequence[ExposureReader]) -> None:
+        self._readers = list(readers)
+        self._rejected: dict[str, str] = {}
+        self._figures: dict[str, _ExposureFigures] = {}
+        self._tiles: list[dict[str, Any]] = []
+        self._closure = {"model": 0.0, "data": 0.0}
+        self._closure_variance = 0.0
+        self._device = ""
+        self._timings: dict[str, float] = {}
+
+    @property
+    def rejected(self) -> dict[str, str]:
+        """Message for each exposure that could not be used (`dict`)."""
+        return dict(self._rejected)
+
+    def reject(self, error: BadInputError) -> None:
+        """Record that an exposure cannot be used."""
+        self._rejected[error.name] = str(error)
+
+    def add_timing(self, name: str, seconds: float) -> None:
+        """Add to the time spent on a stage of the work."""
+        self._timings[name] = self._timings.get(name, 0.0) + seconds
+
+    def add_tile(self, tile: Tile, restoration: Restoration, registration: float) -> None:
+        """Record the figures of a restored tile.
+
+        Parameters
+        ----------
+        tile : `~lsst.latent_coadds.adapters.Tile`
+            The exposures.
+        restoration : `~lsst.latent_coadds.restoration.Restoration`
+            The result.
+        registration : `float`
+            Seconds that reading and registering took.
+        """
+        self._device = restoration.device
+        for position, name in enumerate(tile.stack.names):
+            figures = self._figures.setdefault(name, _ExposureFigures())
+            n_good, chi2 = int(restoration.n_good[position]), float(restoration.chi2[position])
+            if n_good and math.isfinite(chi2):
+                figures.n_good += n_good
+                figures.chi2_sum += chi2 * n_good
+                figures.expected_sum += tile.pixel_variance_ratio[position] * n_good
+        closure = restoration.flux_closure
+        for key in self._closure:
+            self._closure[key] += float(closure[key])
+        if closure["sigma"]:
+            self._closure_variance += ((closure["model"] - closure["data"]) / closure["sigma"]) ** 2
+        self.add_timing("registration", registration)
+        for stage, seconds in restoration.timings.items():
+            self.add_timing(stage, seconds)
+        self._tiles.append(
+            {
+                "x": [tile.inner.x.start, tile.inner.x.stop],
+                "y": [tile.inner.y.start, tile.inner.y.stop],
+                "n_exposures": len(tile.members),
+                "n_iterations": int(restoration.n_iterations),
+                "converged": bool(restoration.converged),
+                "history": [_plain(entry) for entry in restoration.history],
+            }
+        )
+
+    def to_dict(
+        self,
+        exposures: Sequence[PatchExposure],
+        cells: CellAccumulator | None,
+        **header: Any,
+    ) -> dict[str, Any]:
+        """Return everything as plain types.
+
+        Parameters
+        ----------
+        exposures : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.PatchExposure`]
+            Exposures that were used.
+        cells : `~lsst.latent_coadds.adapters.CellAccumulator` or `None`
+            Their weights; `None` if nothing was restored.
+        **header
+            Further entries, which come first.
+
+        Returns
+        -------
+        metrics : `dict`
+            Figures; see the description of the dataset in the documentation.
+        """
+        weights = {} if cells is None else dict(enumerate(cells.weight.mean(axis=(1, 2)).tolist()))
+        total = sum(weights.values())
+        inputs = [
+            self._describe(exposure, weights.get(index, 0.0) / total if total else 0.0)
+            for index, exposure in enumerate(exposures)
+        ]
+        sigma = math.sqrt(self._closure_variance)
+        difference = self._closure["model"] - self._closure["data"]
+        return _plain(
+            {
+                **header,
+                "device": self._device,
+                "n_inputs": len(exposures),
+                "n_offered": len(self._readers),
+                "rejected_inputs": self._rejected,
+                "inputs": inputs,
+                "visits": self._summarise_visits(exposures),
+                "n_iterations": max((tile["n_iterations"] for tile in self._tiles), default=0),
+                "converged": all(tile["converged"] for tile in self._tiles),
+                "flux_closure": {**self._closure, "sigma": difference / sigma if sigma else 0.0},
+                "timings": self._timings,
+                "tiles": self._tiles,
+            }
+        )
+
+    def _describe(self, exposure: PatchExposure, weight_fraction: float) -> dict[str, Any]:
+        reader = exposure.reader
+        figures = self._figures.get(reader.name, _ExposureFigures())
+        return {
+            "instrument": reader.instrument,
+            "visit": reader.visit,
+            "detector": reader.detector,
+            "weight_fraction": weight_fraction,
+            "n_good": exposure.n_good,
+            "n_invalid": exposure.n_invalid,
+            "chi2": _reduced([figures]),
+        }
+
+    def _summarise_visits(self, exposures: Sequence[PatchExposure]) -> dict[str, dict[str, float]]:
+        by_visit: dict[int, list[_ExposureFigures]] = {}
+        for exposure in exposures:
+            figures = self._figures.get(exposure.reader.name, _ExposureFigures())
+            by_visit.setdefault(exposure.reader.visit, []).append(figures)
+        return {
+            str(visit): {"chi2": _reduced(figures), "n_good": sum(f.n_good for f in figures)}
+            for visit, figures in by_visit.items()
+        }
+
+
+def _reduced(figures: Sequence[_ExposureFigures]) -> float:
+    """Return chi² over what the interpolated noise should give."""
+    expected = sum(f.expected_sum for f in figures)
+    return sum(f.chi2_sum for f in figures) / expected if expected else math.nan
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy and torch scalars, tuples and mappings into plain types."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        return value.item()
+    return value

@@ -1,0 +1,164 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+__all__ = ("Restorer", "SettingsRestorer", "make_config_class", "restorer_registry")
+
+import dataclasses
+import typing
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import torch
+
+from lsst.pex.config import ChoiceField, Config, Field, RangeField, Registry, makeRegistry
+
+from ..restoration import SETTINGS_CLASSES, ExposureStack, Restoration, restore
+
+
+class Restorer(Protocol):
+    """What the task asks of a restorer.
+
+    Parameters
+    ----------
+    config : `lsst.pex.config.Config`
+        Settings of the restorer.
+    """
+
+    ConfigClass: ClassVar[type[Config]]
+
+    has_chosen_psf: bool
+    """Whether the PSF of the result is the same everywhere because it was
+    chosen (`bool`); otherwise it is the mean of the exposures' PSFs.
+    """
+
+    def __init__(self, config: Config) -> None: ...
+
+    def restore(
+        self,
+        stack: ExposureStack,
+        *,
+        device: str,
+        generator: torch.Generator,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> Restoration:
+        """Restore a stack of exposures.
+
+        Parameters
+        ----------
+        stack : `lsst.latent_coadds.restoration.ExposureStack`
+            The exposures.
+        device : `str`
+            Device to work on.
+        generator : `torch.Generator`
+            Source of random numbers.
+        progress : `~collections.abc.Callable`, optional
+            Called with the iteration, the largest number of iterations, and
+            the objective.
+
+        Returns
+        -------
+        restoration : `lsst.latent_coadds.restoration.Restoration`
+            The result.
+        """
+        ...
+
+
+restorer_registry: Registry = makeRegistry(
+    "Restorers that `BuildLatentCoaddTask` can use. Each is called with its config and implements `Restorer`."
+)
+
+
+def make_config_class(settings_class: type, name: str) -> type[Config]:
+    """Make a config class that mirrors a settings dataclass.
+
+    Parameters
+    ----------
+    settings_class : `type`
+        Dataclass whose fields have defaults, and metadata with ``doc`` and
+        optionally ``min``, ``max`` and ``choices``.
+    name : `str`
+        Name of the new class.
+
+    Returns
+    -------
+    config_class : `type`
+        A `lsst.pex.config.Config` with a field for each field of the
+        dataclass. Names, defaults and limits are stated there alone.
+    """
+    types = typing.get_type_hints(settings_class)
+    fields: dict[str, Any] = {"__doc__": settings_class.__doc__, "__module__": __name__}
+    for field in dataclasses.fields(settings_class):
+        doc, dtype, metadata = field.metadata["doc"], types[field.name], field.metadata
+        if "choices" in metadata:
+            allowed = {choice: choice for choice in metadata["choices"]}
+            fields[field.name] = ChoiceField(
+                doc=doc, dtype=dtype, allowed=allowed, default=field.default, optional=False
+            )
+        elif "min" in metadata or "max" in metadata:
+            low, high = metadata.get("min"), metadata.get("max")
+            fields[field.name] = RangeField(
+                doc=doc, dtype=dtype, default=field.default, min=low, max=high, inclusiveMax=True
+            )
+        else:
+            fields[field.name] = Field(doc=doc, dtype=dtype, default=field.default)
+    return type(name, (Config,), fields)
+
+
+class SettingsRestorer:
+    """A restorer of the numeric core.
+
+    Parameters
+    ----------
+    config : `lsst.pex.config.Config`
+        Mirror of the restorer's settings.
+    """
+
+    ConfigClass: ClassVar[type[Config]]
+    method: ClassVar[str]
+    has_chosen_psf: bool = True
+
+    def __init__(self, config: Config) -> None:
+        self.settings = config.toDict()
+
+    def restore(
+        self,
+        stack: ExposureStack,
+        *,
+        device: str,
+        generator: torch.Generator,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> Restoration:
+        """Restore a stack of exposures; see `Restorer.restore`."""
+        return restore(
+            stack, self.method, device=device, generator=generator, progress=progress, **self.settings
+        )
+
+
+def _register_core_restorers() -> None:
+    for method, settings_class in SETTINGS_CLASSES.items():
+        config_name = settings_class.__name__.replace("Settings", "Config")
+        config_class = make_config_class(settings_class, config_name)
+        restorer = type(
+            settings_class.__name__.replace("Settings", "Restorer"),
+            (SettingsRestorer,),
+            {
+                "__doc__": settings_class.__doc__,
+                "ConfigClass": config_class,
+                "method": method,
+                "has_chosen_psf": method != "direct",
+            },
+        )
+        # pickling a config needs its class to be importable by name.
+        globals()[config_class.__name__] = config_class
+        globals()[restorer.__name__] = restorer
+        restorer_registry.register(method, restorer)
+
+
+_register_core_restorers()
