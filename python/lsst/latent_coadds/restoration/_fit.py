@@ -34,6 +34,7 @@ class Fit:
     """A fitted latent image and how it came about."""
 
     latent: torch.Tensor
+    gradient: torch.Tensor
     history: list[dict[str, Any]]
     n_iterations: int
     converged: bool
@@ -98,7 +99,6 @@ class _Monitor:
 
 
 def fit_accelerated(
-    operator: ConvolutionOperator,
     fidelity: HuberFidelity,
     quadratic: NonNegativeQuadratic,
     latent: torch.Tensor,
@@ -114,7 +114,8 @@ def fit_accelerated(
     extrapolated point can, and so can a weight far above the median one; both
     are checked, and taken back if so. The objective therefore never rises.
     """
-    n_steps = settings.n_steps or min(max(4, operator.n_exposures // 2), 30)
+    operator = quadratic.operator
+    n_steps = settings.n_steps or min(max(10, operator.n_exposures), 40)
     objective, gradient = evaluate(operator, fidelity, latent)
     monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
     accepted, previous, t, damping = latent, latent, 1.0, 1.0
@@ -135,7 +136,7 @@ def fit_accelerated(
         if damping > 1e6:
             monitor.converged = True
             break
-    return Fit(accepted, monitor.history, iteration, monitor.converged)
+    return Fit(accepted, gradient, monitor.history, iteration, monitor.converged)
 
 
 def fit_published(
@@ -158,7 +159,7 @@ def fit_published(
         latent = latent * ratio.clamp_(1.0 / settings.kappa, settings.kappa)
         objective, ratio = _published_ratio(operator, fidelity, latent)
         monitor.record(iteration, objective)
-    return Fit(latent, monitor.history, iteration, monitor.converged)
+    return Fit(latent, torch.zeros_like(latent), monitor.history, iteration, monitor.converged)
 
 
 def _published_ratio(

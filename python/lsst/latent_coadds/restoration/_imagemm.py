@@ -25,9 +25,11 @@ from ._fit import fit_accelerated, fit_published
 from ._kernels import FWHM_PER_SIGMA, convolve, fill_holes, gaussian_kernel, matching_kernels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
+from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
+from ._uncertainty import realize_noise, smooth_variance
 
 
 def restore_imagemm(
@@ -71,35 +73,44 @@ def restore_imagemm(
     """
     start = time.perf_counter()
     timings: dict[str, float] = {}
+    fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
+    coadd = direct_coadd(stack, DirectSettings(clip=True))
     accelerated = settings.form == "accelerated"
     spread, smoothing = _split_target(settings) if accelerated else (0.0, settings.target_fwhm)
     operator = _make_operator(stack, spread)
-    fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
-    coadd = direct_coadd(stack, DirectSettings(clip=True))
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
     timings["prepare"] = time.perf_counter() - start
     if accelerated:
-        quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
-        latent = _start_accelerated(stack, operator, quadratic, coadd, settings.n_start)
+        latent = _start_accelerated(stack, quadratic, coadd, settings.n_start)
         timings["start"] = time.perf_counter() - start - timings["prepare"]
-        fit = fit_accelerated(operator, fidelity, quadratic, latent, settings, progress)
+        fit = fit_accelerated(fidelity, quadratic, latent, settings, progress)
     else:
         latent = _start_published(stack, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress)
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
-    half = stack.psf.shape[-1] // 2
-    size = 2 * max(half, math.ceil(2.5 * settings.target_fwhm)) + 1
-    output = gaussian_kernel(settings.target_fwhm, size, dtype=stack.image.dtype)
-    image = operator.crop(convolve(fit.latent, gaussian_kernel(smoothing, size)))
-    transform = operator.transform(fit.latent)
-    delta = settings.huber_delta
+    size = _stamp_size(stack, settings.target_fwhm)
+    narrow = gaussian_kernel(smoothing, size)
+    corrects = accelerated and settings.residual_damping > 0.0
+    correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
+
+    def finish(latent: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        total = latent if correction is None else latent + correction.apply(gradient)
+        return operator.crop(convolve(total, narrow))
+
+    image = finish(fit.latent, fit.gradient)
+    realizations = realize_noise(fidelity, quadratic, fit.latent, finish, settings.n_realizations, generator)
+    timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
+    total = fit.latent if correction is None else fit.latent + correction.apply(fit.gradient)
+    transform = operator.transform(total)
+    variance = smooth_variance(realizations, image) if len(realizations) else coadd.variance
     return assemble(
         stack,
         image=image,
-        variance=coadd.variance,
-        psf=output,
+        variance=variance,
+        psf=gaussian_kernel(settings.target_fwhm, size, dtype=stack.image.dtype),
         model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
-        clipped=lambda t, residual: residual.abs() > 2.0 * delta,
-        noise_realizations=image.new_zeros((0, *stack.shape)),
+        clipped=lambda t, residual: residual.abs() > 2.0 * settings.huber_delta,
+        noise_realizations=realizations,
         history=fit.history,
         n_iterations=fit.n_iterations,
         converged=fit.converged,
@@ -107,6 +118,11 @@ def restore_imagemm(
         settings=settings,
         timings=timings,
     )
+
+
+def _stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
+    """Return an odd size that holds the target PSF."""
+    return 2 * max(stack.psf.shape[-1] // 2, math.ceil(2.5 * target_fwhm)) + 1
 
 
 def _split_target(settings: ImageMMSettings) -> tuple[float, float]:
@@ -125,17 +141,14 @@ def _make_operator(stack: ExposureStack, spread: float) -> ConvolutionOperator:
 
 
 def _start_accelerated(
-    stack: ExposureStack,
-    operator: ConvolutionOperator,
-    quadratic: NonNegativeQuadratic,
-    coadd: DirectCoadd,
-    n_steps: int,
+    stack: ExposureStack, quadratic: NonNegativeQuadratic, coadd: DirectCoadd, n_steps: int
 ) -> torch.Tensor:
     """Solve the problem with outliers and gaps replaced by the coadd.
 
     Without gaps the curvature is a convolution, so this costs little; it
     brings all but the last details.
     """
+    operator = quadratic.operator
     weights = stack.exposure_weights()
     filled = fill_holes(coadd.image, torch.isfinite(coadd.variance))
     latent = operator.extend(filled).clamp_min_(0.0)

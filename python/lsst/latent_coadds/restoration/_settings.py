@@ -83,22 +83,28 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     pixel_spread: float = _setting(
-        0.25,
+        0.2,
         "Accelerated form: variance (latent px^2, per axis) that is left to the non-negative solution. A "
         "source between pixels needs up to 0.25; what remains of the target PSF bounds the width of the "
         "narrowest feature.",
         min=0.0,
         max=1.0,
     )
+    residual_damping: float = _setting(
+        0.1,
+        "Accelerated form: response of the PSFs, relative to that at zero frequency, below which the linear "
+        "correction for what the non-negative solution missed fades out; 0 leaves the correction out.",
+        min=0.0,
+    )
     n_start: int = _setting(
         60, "Accelerated form: steps of the cheap start, where gaps and outliers are filled in.", min=0
     )
     n_iter: int = _setting(30, "Largest number of updates; the published form needs a few hundred.", min=1)
     n_steps: int = _setting(
-        0, "Accelerated form: inner steps of an update; 0 takes half the number of exposures, 4 to 30.", min=0
+        0, "Accelerated form: inner steps of an update; 0 takes the number of exposures, 10 to 40.", min=0
     )
     tolerance: float = _setting(
-        1e-5,
+        2e-5,
         "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
         min=0.0,
     )

@@ -170,7 +170,7 @@ def _check_pixels(
         (bad_image, "a non-finite value"),
         (bad_variance, "a zero, negative or non-finite variance"),
     ):
-        for t in torch.nonzero(bad.any(dim=(1, 2)) if bad.ndim == 3 else bad).flatten().tolist():
+        for t in torch.nonzero(bad.any(dim=(1, 2))).flatten().tolist():
             raise InvalidStackError(
                 f"{int(bad[t].sum())} good pixels of {names[t]} have {what}; mask them (good=False) or give "
                 "their true value."
