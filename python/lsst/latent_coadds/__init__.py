@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .tasks import BuildLatentCoaddConfig, BuildLatentCoaddTask
 
-_TASK_NAMES = ("BuildLatentCoaddConfig", "BuildLatentCoaddTask")
-__all__ = list(_TASK_NAMES)
+__all__ = ("BuildLatentCoaddConfig", "BuildLatentCoaddTask")
 
 
 def __getattr__(name: str) -> Any:
     # Lazily, so that the numeric core can be imported without any of LSST.
-    if name in _TASK_NAMES:
+    if name in __all__:
         from . import tasks
 
         return getattr(tasks, name)

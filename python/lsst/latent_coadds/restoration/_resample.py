@@ -42,27 +42,47 @@ class Resampled(NamedTuple):
     pixel_variance_ratio: Tensor
 
 
-def _lanczos_weights(fraction: Tensor, order: int) -> Tensor:
-    """Return normalised 1-d Lanczos weights.
+def _kernel_weights(fraction: Tensor, order: int, degree: int = 1) -> Tensor:
+    """Return the weights of a moment-corrected 1-d Lanczos kernel.
 
     Parameters
     ----------
     fraction : `torch.Tensor`, (...)
         Fractional part of the coordinate, in [0, 1).
     order : `int`
-        Order a of the kernel, sinc(x) sinc(x/a) for abs(x) < a.
+        Order a of the kernel, sinc(d) sinc(d/a) for abs(d) < a.
+    degree : `int`, optional
+        Polynomials up to this degree are interpolated exactly.
 
     Returns
     -------
     weights : `torch.Tensor`, (2 a, ...)
-        Weights of the pixels floor(x) - a + 1 ... floor(x) + a, which sum to
-        one so that a constant stays a constant.
+        Weights of the pixels floor(x) - a + 1 ... floor(x) + a.
+
+    Notes
+    -----
+    A Lanczos kernel that is merely normalised moves stars by up to 0.01
+    pixels, depending on the fraction, because its first moment does not
+    vanish. To each set of weights the window times a small polynomial in the
+    distance is added, such that its moments are those of the identity.
+    Correcting further moments makes the error of a star's shape larger.
     """
-    taps = torch.arange(1 - order, order + 1, device=fraction.device, dtype=fraction.dtype)
-    distance = fraction.unsqueeze(0) - taps.reshape(-1, *([1] * fraction.ndim))
-    weights = torch.sinc(distance) * torch.sinc(distance / order)
-    weights = torch.where(distance.abs() < order, weights, torch.zeros_like(weights))
-    return weights / weights.sum(dim=0, keepdim=True)
+    n_table = 2048
+    nodes = torch.linspace(0, 1, n_table + 1, dtype=torch.float64)
+    taps = torch.arange(1 - order, order + 1, dtype=torch.float64)
+    distance = taps - nodes[:, None]
+    window = torch.sinc(distance / order) * (distance.abs() < order)
+    lanczos = torch.sinc(distance) * window
+    powers = (distance / order)[..., None] ** torch.arange(degree + 1)
+    missing = -torch.einsum("nt,ntk->nk", lanczos, powers)
+    missing[:, 0] += 1
+    moments = torch.einsum("nt,ntj,ntk->njk", window, powers, powers)
+    polynomial = torch.linalg.solve(moments, missing)
+    table = (lanczos + window * torch.einsum("ntk,nk->nt", powers, polynomial)).to(fraction)
+    position = fraction * n_table
+    index = position.long().clamp(0, n_table - 1)
+    step = (position - index)[..., None]
+    return torch.lerp(table[index], table[index + 1], step).movedim(-1, 0)
 
 
 def _fill_bad(image: Tensor, good: Tensor, n_pass: int = 3) -> Tensor:
@@ -91,7 +111,7 @@ def lanczos_resample(
     area: Tensor | float = 1.0,
     *,
     order: int = 5,
-    threshold: float = 0.02,
+    threshold: float = 0.05,
     max_chunk_pixels: int = 1 << 16,
 ) -> Resampled:
     """Interpolate an exposure at given positions with a Lanczos kernel.
@@ -163,8 +183,8 @@ def _resample_rows(
     x_floor, y_floor = torch.floor(x), torch.floor(y)
     # Half a pixel beyond the outermost centres still lies on the detector.
     inside = (x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)
-    weights_x = _lanczos_weights((x - x_floor).to(area.dtype), order)
-    weights_y = _lanczos_weights((y - y_floor).to(area.dtype), order)
+    weights_x = _kernel_weights((x - x_floor).to(area.dtype), order)
+    weights_y = _kernel_weights((y - y_floor).to(area.dtype), order)
     column = x_floor.long().clamp(-1, width - 1)
     row = y_floor.long().clamp(-1, height - 1)
     corner = row.clamp_min(0), column.clamp_min(0)
@@ -179,7 +199,7 @@ def _resample_rows(
     outside = share(torch.zeros_like(planes.bad), planes.near_edge[corner], 1.0)
     covered = inside & (outside <= threshold)
     good = covered & (share(planes.bad, planes.near_bad[corner], 0.0) <= threshold)
-    value = _gather_weighted(planes.image, row, column, weights_x, weights_y, fill=0.0)
+    value = _gather_weighted(planes.image, row, column, weights_x, weights_y, fill=None)
     nearest = torch.round(y).long().clamp(0, height - 1), torch.round(x).long().clamp(0, width - 1)
     zero = torch.zeros_like(value)
     variance_ratio = weights_x.square().sum(dim=0) * weights_y.square().sum(dim=0)
@@ -199,7 +219,7 @@ def _dilate(plane: Tensor, radius: int, fill: float) -> Tensor:
 
 
 def _gather_weighted(
-    plane: Tensor, row: Tensor, column: Tensor, weights_x: Tensor, weights_y: Tensor, fill: float
+    plane: Tensor, row: Tensor, column: Tensor, weights_x: Tensor, weights_y: Tensor, fill: float | None
 ) -> Tensor:
     """Sum a plane with separable weights around given pixels.
 
@@ -208,7 +228,10 @@ def _gather_weighted(
     """
     n_taps = len(weights_x)
     before = n_taps // 2
-    framed = torch.nn.functional.pad(plane, (before,) * 4, value=fill).contiguous()
+    # Without a value to fill in, the outermost pixels go on outside.
+    framed = torch.nn.functional.pad(
+        plane[None, None], (before,) * 4, mode="replicate" if fill is None else "constant", value=fill
+    )[0, 0].contiguous()
     width = framed.shape[1]
     windows = framed.as_strided((framed.numel() - n_taps + 1, n_taps), (1, 1))
     # Tap 0 is pixel floor - order + 1, and the frame adds order = before.
