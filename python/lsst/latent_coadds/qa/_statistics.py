@@ -116,7 +116,7 @@ def find_isolated(
     return (near * flux[None, :]).sum(axis=1) <= fraction * flux
 
 
-def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]], *, decimals: int = 2) -> str:
     """Lay a table out as text.
 
     Parameters
@@ -124,7 +124,9 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
     header : sequence of `str`
         Names of the columns.
     rows : sequence of sequences
-        Their entries; a `float` is shown with four digits.
+        Their entries; a `float` is shown with ``decimals``.
+    decimals : `int`, optional
+        Digits after the decimal point.
 
     Returns
     -------
@@ -132,7 +134,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str
         Lines of aligned columns.
     """
     cells = [list(header)] + [
-        [("–" if np.isnan(v) else f"{v:.4g}") if isinstance(v, float) else str(v) for v in row]
+        [("–" if np.isnan(v) else f"{v:.{decimals}f}") if isinstance(v, float) else str(v) for v in row]
         for row in rows
     ]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]

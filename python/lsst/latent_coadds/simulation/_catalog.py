@@ -53,11 +53,14 @@ def make_catalog(settings: SceneSettings) -> QTable:
     is_star[n_stars : n_stars + n_galaxies] = False
     x = rng.uniform(-_MARGIN, bbox.x.size + _MARGIN, n)
     y = rng.uniform(-_MARGIN, bbox.y.size + _MARGIN, n)
+    flux = 10 ** (0.4 * (AB_ZERO_POINT - mag))
     # Saturated stars are spread over the tract, clear of its edge.
     n_bright = len(settings.bright_stars)
     fraction = (np.arange(n_bright) + rng.uniform(0.25, 0.75, n_bright)) / max(n_bright, 1)
     x[n - n_bright :] = bbox.x.size * fraction
     y[n - n_bright :] = bbox.y.size * rng.uniform(0.15, 0.85, n_bright)
+    for i in range(round(settings.lone_fraction * n_stars)):
+        x[i], y[i] = _find_lone_place(rng, i, x, y, flux)
     sky = settings.sky_map.tracts[0].wcs.pixel_to_world(x, y)
     shapes = _galaxy_shapes(rng, mag)
     for column in shapes.values():
@@ -71,11 +74,23 @@ def make_catalog(settings: SceneSettings) -> QTable:
             "x": x * u.pix,
             "y": y * u.pix,
             "mag": mag * u.mag,
-            "flux": 10 ** (0.4 * (AB_ZERO_POINT - mag)) * u.nJy,
+            "flux": flux * u.nJy,
             "half_light_radius": shapes.pop("half_light_radius") * u.arcsec,
             **shapes,
         }
     )
+
+
+def _find_lone_place(
+    rng: np.random.Generator, i: int, x: np.ndarray, y: np.ndarray, flux: np.ndarray
+) -> tuple[float, float]:
+    """Choose, of many places, the one with the least light of neighbours."""
+    places = rng.uniform((x.min(), y.min()), (x.max(), y.max()), (60, 2))
+    distance = np.hypot(places[:, :1] - x, places[:, 1:] - y)
+    distance[:, i] = np.inf
+    light = np.sum(flux * (distance < 18) + flux * (distance < 60) * 1e-3, axis=1)
+    best = places[np.argmin(light)]
+    return float(best[0]), float(best[1])
 
 
 def _galaxy_magnitudes(rng: np.random.Generator, n: int, faintest: float) -> np.ndarray:

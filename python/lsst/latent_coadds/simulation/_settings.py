@@ -63,6 +63,9 @@ class SceneSettings:
         Bad columns on each detector, the same in all visits.
     galaxy_density, star_density : `float`
         Numbers of sources per square arcminute.
+    lone_fraction : `float`
+        Part of the stars that stand clear of brighter neighbours, so that
+        their fluxes show the restoration and not the blending.
     faintest : `float`
         Magnitude at which the counts end.
     bright_stars : `tuple` [`float`, ...]
@@ -98,7 +101,8 @@ class SceneSettings:
     unmasked_fraction: float = 0.25
     n_bad_columns: int = 2
     galaxy_density: float = 100.0
-    star_density: float = 16.0
+    star_density: float = 30.0
+    lone_fraction: float = 0.7
     faintest: float = 26.0
     bright_stars: tuple[float, ...] = (15.5, 16.7, 17.4)
     target_fwhm: float = 2.0
