@@ -192,18 +192,21 @@ class VisitImageReader(ExposureReader):
         self._source = source
         self._bbox = self._component("bbox", InputProblem.UNREADABLE)
         self._sky_projection = self._component("sky_projection", InputProblem.NO_WCS)
-        self._psf = self._read_psf()
+        self._psf: PointSpreadFunction | None = None
 
-    def _read_psf(self) -> PointSpreadFunction:
-        # The PSF comes with a cut-out of one pixel: lsst.images caches the
-        # last dataset's tree, and Piff consumes it when the component alone
-        # is read, so that a second read of the same dataset would fail.
+    @property
+    def psf(self) -> PointSpreadFunction:
+        """The PSF model (`lsst.images.psfs.PointSpreadFunction`)."""
+        if self._psf is None:
+            # With a cut-out of one pixel: lsst.images caches the last
+            # dataset's tree, and Piff consumes it when the component alone
+            # is read, so that a second read of the same dataset would fail.
+            self._psf = self._take_psf(self._read_exposure(Box.from_shape((1, 1), start=self._bbox.start)))
+        return self._psf
+
+    def _take_psf(self, exposure: VisitImage) -> PointSpreadFunction:
         try:
-            source = self._source
-            if not isinstance(source, VisitImage):
-                corner = Box.from_shape((1, 1), start=self._bbox.start)
-                source = source.get(parameters={"bbox": corner})
-            psf = source.psf
+            psf = exposure.psf
         except Exception as error:
             raise BadInputError(
                 self.name,
@@ -213,11 +216,21 @@ class VisitImageReader(ExposureReader):
             ) from error
         if psf is None:
             raise BadInputError(
-                self.name,
-                InputProblem.NO_PSF,
-                "It carries no PSF; fit one, or leave the exposure out.",
+                self.name, InputProblem.NO_PSF, "It carries no PSF; fit one, or leave the exposure out."
             )
         return psf
+
+    def _read_exposure(self, bbox: Box) -> VisitImage:
+        try:
+            if isinstance(self._source, VisitImage):
+                return self._source[bbox]
+            return self._source.get(parameters={"bbox": bbox})
+        except Exception as error:
+            raise BadInputError(
+                self.name,
+                InputProblem.UNREADABLE,
+                f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
+            ) from error
 
     def _component(self, component: str, problem: InputProblem) -> Any:
         try:
@@ -249,8 +262,9 @@ class VisitImageReader(ExposureReader):
         return self._sky_projection
 
     def compute_psf_kernel(self, *, x: float, y: float) -> np.ndarray:
+        psf = self.psf
         try:
-            kernel = self._psf.compute_kernel_image(x=x, y=y).array
+            kernel = psf.compute_kernel_image(x=x, y=y).array
         except Exception as error:
             raise BadInputError(
                 self.name,
@@ -261,17 +275,9 @@ class VisitImageReader(ExposureReader):
         return self._check_kernel(kernel)
 
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
-        try:
-            if isinstance(self._source, VisitImage):
-                exposure = self._source[bbox]
-            else:
-                exposure = self._source.get(parameters={"bbox": bbox})
-        except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.UNREADABLE,
-                f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
-            ) from error
+        exposure = self._read_exposure(bbox)
+        if self._psf is None:
+            self._psf = self._take_psf(exposure)
         exposure = self._to_njy(exposure)
         image = np.array(exposure.image.array, dtype=np.float32)
         variance = np.array(exposure.variance.array, dtype=np.float32)
