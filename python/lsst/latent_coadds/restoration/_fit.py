@@ -182,5 +182,6 @@ def _published_ratio(
         )
     numerator = operator.untransform(above).clamp_min_(0.0)
     denominator = operator.untransform(below)
-    ratio = numerator / denominator.clamp_min(1e-12 * float(denominator.abs().max()) + 1e-30)
-    return objective, ratio
+    # Rounding of the transforms must not move pixels that no exposure sees.
+    seen = denominator > 1e-5 * denominator.max()
+    return objective, torch.where(seen, numerator / denominator, torch.ones_like(numerator))

@@ -22,7 +22,8 @@ from ._assemble import assemble
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import fit_accelerated, fit_published
-from ._kernels import FWHM_PER_SIGMA, convolve, fill_holes, gaussian_kernel, matching_kernels
+from ._holes import fill_holes
+from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 from ._residual import ResidualCorrection
@@ -150,19 +151,19 @@ def _start_accelerated(
     """
     operator = quadratic.operator
     weights = stack.exposure_weights()
-    filled = fill_holes(coadd.image, torch.isfinite(coadd.variance))
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     latent = operator.extend(filled).clamp_min_(0.0)
-    total = 0.0
     transform = operator.transform(latent)
+    total = torch.zeros_like(transform)
     for which in operator.chunks():
         data = torch.where(coadd.kept[which], stack.image[which], filled)
         residual = operator.predict(transform, which) - data
-        total = total + operator.back_project(weights[which, None, None] * residual, which)
+        total += operator.back_project(weights[which, None, None] * residual, which)
     return quadratic.solve(latent, operator.untransform(total), n_steps)
 
 
 def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:
     """Return the clipped coadd, made positive."""
-    filled = fill_holes(coadd.image, torch.isfinite(coadd.variance))
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     sigma = 1.0 / math.sqrt(float(stack.exposure_weights().sum()))
     return operator.extend(filled).clamp_min_(0.01 * sigma)

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("convolve", "fill_holes", "gaussian_kernel", "good_fft_size", "matching_kernels", "taper_window")
+__all__ = ("convolve", "gaussian_kernel", "good_fft_size", "matching_kernels", "taper_window")
 
 import functools
 import math
@@ -97,7 +97,8 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
     Returns
     -------
     kernels : `torch.Tensor`, shape (T, k, k)
-        float64; each sums to one. They have small negative lobes.
+        float64; each sums to the PSF inside of the taper, just below one.
+        They have small negative lobes.
 
     Notes
     -----
@@ -110,7 +111,6 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
         return psf.to(torch.float64)
     window = taper_window(size, max(1, min(4, size // 6))).to(psf.device)
     stamps = psf.to(torch.float64) * window
-    stamps = stamps / stamps.sum(dim=(-2, -1), keepdim=True)
     if fwhm <= 0.0:
         return stamps
     n = good_fft_size(4 * size)
@@ -119,7 +119,7 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
     quotient = torch.fft.irfft2(source * target / (target**2 + regularisation**2), s=(n, n))
     half = size // 2
     quotient = torch.roll(quotient, (half, half), dims=(-2, -1))[..., :size, :size] * window
-    return quotient / quotient.sum(dim=(-2, -1), keepdim=True)
+    return quotient * (stamps.sum(dim=(-2, -1), keepdim=True) / quotient.sum(dim=(-2, -1), keepdim=True))
 
 
 def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -129,17 +129,3 @@ def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     transfer = centred_rfft2(kernel.to(image), shape)
     full = torch.fft.irfft2(torch.fft.rfft2(image, s=shape, dim=(-2, -1)) * transfer, s=shape, dim=(-2, -1))
     return full[..., :height, :width]
-
-
-def fill_holes(image: torch.Tensor, covered: torch.Tensor, *, fwhm: float = 6.0) -> torch.Tensor:
-    """Fill pixels of (H, W) that are not covered with a local mean.
-
-    The mean is weighted with a Gaussian of width ``fwhm``; deep inside of a
-    large hole the result is zero.
-    """
-    if bool(covered.all()):
-        return image
-    kernel = gaussian_kernel(fwhm, 4 * math.ceil(fwhm) + 1)
-    weight = convolve(covered.to(image.dtype), kernel)
-    mean = convolve(image * covered, kernel) / weight.clamp_min(1e-3)
-    return torch.where(covered, image, mean)

@@ -52,7 +52,8 @@ class ConvolutionOperator:
         self.shape = shape
         self.margin = margin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
-        self.fft_shape = tuple(good_fft_size(max(n + margin + max(margin, half), size)) for n in shape)
+        height, width = (good_fft_size(max(n + margin + max(margin, half), size)) for n in shape)
+        self.fft_shape = (height, width)
         padded = kernels.new_zeros((kernels.shape[0], *self.fft_shape))
         padded[:, :size, :size] = kernels
         # Data pixel (0, 0) is latent pixel (margin, margin).

@@ -15,6 +15,7 @@ __all__ = ("ExposureStack",)
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ._errors import InvalidStackError, NoGoodPixelsError
@@ -56,8 +57,8 @@ class ExposureStack:
     def __init__(
         self, image: Any, variance: Any, good: Any, psf: Any, *, names: Sequence[str] | None = None
     ) -> None:
-        image, variance, psf = (torch.as_tensor(a).detach() for a in (image, variance, psf))
-        good = torch.as_tensor(good).detach().to(torch.bool)
+        image, variance, psf = (_as_tensor(a) for a in (image, variance, psf))
+        good = _as_tensor(good).to(torch.bool)
         _check_shapes(image, variance, good, psf)
         dtype = _float_dtype(image, variance)
         self.names = _check_names(names, image.shape[0])
@@ -112,6 +113,13 @@ class ExposureStack:
             if variance.numel():
                 weights[t] = 1.0 / variance.median()
         return weights
+
+
+def _as_tensor(array: Any) -> torch.Tensor:
+    """Return a tensor, and a copy where the memory is read-only."""
+    if isinstance(array, np.ndarray) and not (array.flags.writeable and array.dtype.isnative):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.as_tensor(array).detach()
 
 
 def _check_shapes(image: torch.Tensor, variance: torch.Tensor, good: torch.Tensor, psf: torch.Tensor) -> None:

@@ -1,0 +1,224 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Tests of ImageMM: invariants that need no truth."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsst.latent_coadds.restoration import ExposureStack, RestorationError, gaussian_kernel, restore
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+SIZE = 48
+
+
+def stars(n: int = 4, size: int = SIZE, *, seed: int = 3, noise: float = 1.0) -> dict[str, np.ndarray]:
+    """Return exposures of Gaussian stars between pixels, with known flux."""
+    rng = np.random.default_rng(seed)
+    fwhm = np.linspace(3.5, 5.5, n)
+    y, x = np.mgrid[:size, :size]
+    image = np.zeros((n, size, size))
+    for t, width in enumerate(fwhm):
+        sigma = width / 2.3548
+        for x0, y0, flux in ((14.3, 15.6, 3000.0), (32.5, 30.2, 8000.0)):
+            r2 = (x - x0) ** 2 + (y - y0) ** 2
+            image[t] += flux * np.exp(-0.5 * r2 / sigma**2) / (2 * np.pi * sigma**2)
+    image += noise * rng.normal(size=image.shape)
+    psf = np.stack([gaussian_kernel(width, 25).numpy() for width in fwhm])
+    return {
+        "image": image,
+        "variance": np.full(image.shape, max(noise, 0.1) ** 2),
+        "good": np.ones(image.shape, dtype=bool),
+        "psf": psf,
+    }
+
+
+def fit(arrays: dict[str, np.ndarray], **settings: Any) -> Any:
+    return restore(ExposureStack(**arrays), "imagemm", **{"n_realizations": 1, **settings})
+
+
+@pytest.mark.parametrize("form", ["accelerated", "published"])
+def test_identity_psf_returns_the_image(form: str) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.uniform(5.0, 50.0, size=(1, 20, 24))
+    psf = np.zeros((1, 7, 7))
+    psf[0, 3, 3] = 1.0
+    stack = ExposureStack(image, np.full(image.shape, 0.01), np.ones(image.shape, dtype=bool), psf)
+    r = restore(stack, form=form, target_fwhm=0.0, tolerance=0.0, n_iter=30, n_realizations=0)
+    np.testing.assert_allclose(r.image.numpy(), image[0], rtol=1e-3)
+    assert float(r.psf.sum()) == pytest.approx(1.0) and float(r.psf.max()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("form", ["accelerated", "published"])
+@pytest.mark.parametrize("delta", [0.7, 3.0])
+def test_objective_never_rises(form: str, delta: float) -> None:
+    a = stars()
+    a["image"][1, 20, 20] += 1000.0
+    r = fit(a, form=form, huber_delta=delta, tolerance=0.0, n_iter=40)
+    objective = [entry["objective"] for entry in r.history]
+    assert len(objective) == 41 and objective[-1] < objective[0]
+    # float32 sums of the published form, which has no safeguard, may differ in the last digits.
+    assert all(b <= a * (1 + 1e-6) for a, b in zip(objective[:-1], objective[1:], strict=True))
+
+
+def test_accelerated_beats_published() -> None:
+    a = stars(n=10)
+    published = fit(a, form="published", target_fwhm=0.0, n_iter=150, tolerance=0.0)
+    accelerated = fit(a, target_fwhm=0.0, n_iter=30, tolerance=0.0)
+    assert accelerated.history[-1]["objective"] <= published.history[-1]["objective"]
+
+
+def test_noiseless_flux_is_conserved() -> None:
+    r = fit(stars(noise=0.0), n_iter=60)
+    assert float(r.image.sum()) == pytest.approx(11000.0, rel=5e-3)
+    assert float(r.image[5:26, 4:25].sum()) == pytest.approx(3000.0, rel=5e-3)
+    assert r.flux_closure["model"] == pytest.approx(r.flux_closure["data"], rel=5e-3)
+
+
+def test_shift_equivariance() -> None:
+    a = stars(size=64)
+    b = {name: np.roll(v, (3, 5), axis=(1, 2)) if name != "psf" else v for name, v in a.items()}
+    one, two = fit(a), fit(b)
+    difference = (one.image.roll((3, 5), (0, 1)) - two.image)[12:-12, 12:-12]
+    assert float(difference.abs().max()) < 0.01 * float(one.image.max())
+
+
+def test_order_of_exposures_does_not_matter() -> None:
+    a = stars()
+    b = {name: v[[2, 0, 3, 1]] for name, v in a.items()}
+    one, two = fit(a), fit(b)
+    torch.testing.assert_close(one.image, two.image, rtol=1e-3, atol=0.02)
+    torch.testing.assert_close(one.chi2[[2, 0, 3, 1]], two.chi2, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_deterministic(device: str, dtype: torch.dtype) -> None:
+    one, two = (
+        restore(ExposureStack(**stars()), device=device, dtype=dtype, n_iter=4, n_realizations=2)
+        for _ in range(2)
+    )
+    torch.testing.assert_close(one.image, two.image, rtol=0, atol=0)
+    torch.testing.assert_close(one.noise_realizations, two.noise_realizations, rtol=0, atol=0)
+    assert one.image.dtype == torch.float32 and one.image.device.type == "cpu"
+    assert one.device.startswith(device)
+
+
+@pytest.mark.skipif(len(DEVICES) < 2, reason="no GPU here")
+def test_devices_agree() -> None:
+    cpu, gpu = (
+        restore(ExposureStack(**stars()), device=device, n_realizations=0, n_iter=10) for device in DEVICES
+    )
+    assert float((cpu.image - gpu.image).abs().max() / cpu.image.max()) < 1e-4
+
+
+def test_precisions_agree() -> None:
+    single, double = (
+        restore(ExposureStack(**stars()), dtype=dtype, n_realizations=0, n_iter=10)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert float((single.image - double.image).abs().max() / double.image.max()) < 1e-3
+
+
+def test_cosmic_ray_of_1000_sigma_is_rejected() -> None:
+    clean = stars(n=10)
+    hit = {name: v.copy() for name, v in clean.items()}
+    hit["image"][4, 40, 9:12] += 1000.0
+    one, two = fit(clean), fit(hit, n_realizations=4)
+    change = (two.image - one.image)[36:45, 5:16]
+    assert float((change.abs() / two.variance[36:45, 5:16].sqrt()).max()) < 3.0
+    assert bool(two.mask["CLIPPED"][40, 9:12].all())
+    assert float(two.chi2[4]) < 1.5
+
+
+def test_masks_and_missing_data() -> None:
+    a = stars(n=3)
+    a["good"][0, :, 20:24] = False
+    a["good"][:, :8] = False
+    a["good"][:, 28:32, 31:35] = False
+    a["image"][~a["good"]] = np.nan
+    r = fit(a)
+    assert bool((r.mask["NO_DATA"] == torch.as_tensor(~a["good"].any(axis=0))).all())
+    assert bool((r.image[r.mask["NO_DATA"]] == 0).all())
+    assert bool(torch.isinf(r.variance[r.mask["NO_DATA"]]).all())
+    assert bool((r.weight[r.mask["NO_DATA"]] == 0).all())
+    assert bool(torch.isfinite(r.image).all()) and bool((r.variance > 0).all())
+    assert bool(r.mask["REJECTED"][12, 21]) and not bool(r.mask["REJECTED"][12, 10])
+    assert float(r.image[10:21, 9:20].sum()) == pytest.approx(3000.0, rel=0.02)
+    # The core of the second star is masked everywhere: nothing bright may pile up around it.
+    assert float(r.image[24:38, 26:40].max()) < 0.35 * 8000.0 / (4.5 * np.pi / np.log(2) / 4)
+
+
+def test_sources_outside_of_the_frame() -> None:
+    a = stars(size=64)
+    b = {name: v[:, 15:, 14:] if name != "psf" else v for name, v in a.items()}
+    inner = fit(a).image[15:, 14:]
+    cut = fit(b).image
+    # A star cut in half still leaves the sky a few pixels away alone.
+    assert float((cut - inner)[9:, 9:].abs().max()) < 0.02 * float(inner.max())
+
+
+def test_one_exposure() -> None:
+    a = {name: v[:1] for name, v in stars().items()}
+    r = fit(a)
+    assert r.image.shape == (SIZE, SIZE) and r.chi2.shape == (1,)
+    assert float(r.image[8:24, 6:23].sum()) == pytest.approx(3000.0, rel=0.03)
+
+
+def test_two_hundred_tiny_exposures() -> None:
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(200, 12, 10))
+    psf = np.repeat(gaussian_kernel(3.0, 9).numpy()[None], 200, axis=0)
+    stack = ExposureStack(image, np.ones(image.shape), np.ones(image.shape, dtype=bool), psf)
+    r = restore(stack, n_iter=5)
+    assert r.chi2.shape == (200,) and bool(torch.isfinite(r.image).all())
+    assert 0.8 < float(r.chi2.mean()) < 1.1
+
+
+def test_stops_in_time_and_reports() -> None:
+    calls: list[tuple[int, int, float]] = []
+    r = restore(
+        ExposureStack(**stars()),
+        n_iter=500,
+        time_limit=1e-6,
+        tolerance=0.0,
+        progress=lambda *args: calls.append(args),
+    )
+    assert r.n_iterations == 0 and not r.converged and calls[0][:2] == (0, 500)
+    done = fit(stars(), n_iter=500)
+    assert done.converged and done.n_iterations < 500
+    assert {"start", "fit", "uncertainty"} <= set(done.timings)
+
+
+def test_a_fit_that_is_not_finite_is_not_returned() -> None:
+    a = stars()
+    a["image"] *= 1e30
+    a["variance"] = np.full(a["image"].shape, 1e-30)
+    with pytest.raises(RestorationError, match="not finite"):
+        fit(a)
+
+
+def test_noise_realizations_make_the_variance() -> None:
+    r = fit(stars(n=6), n_realizations=3)
+    assert r.noise_realizations.shape == (3, SIZE, SIZE)
+    ratio = r.noise_realizations[:, 36:, :12].square().mean() / r.variance[36:, :12].mean()
+    assert 0.5 < float(ratio) < 2.0
+    none = fit(stars(n=6), n_realizations=0)
+    assert none.noise_realizations.shape[0] == 0 and bool((none.variance > 0).all())
+
+
+def test_units_do_not_matter() -> None:
+    a = stars()
+    b = {**a, "image": a["image"] * 1e4, "variance": a["variance"] * 1e8}
+    one, two = fit(a), fit(b)
+    torch.testing.assert_close(two.image * 1e-4, one.image, rtol=1e-2, atol=0.05)
