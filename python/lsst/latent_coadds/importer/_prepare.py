@@ -1,0 +1,246 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+from __future__ import annotations
+
+__all__ = ("PreparedExposure", "prepare_exposure")
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import sep
+from astropy.table import Table
+from astropy.wcs import WCS
+
+from ._calibration import Offset, flux_scale, match_stars, measure_stars, registration
+from ._cosmic_rays import find_cosmic_rays, find_saturated
+from ._errors import BadExposureError
+from ._exposure import PlainExposure
+from ._projection import pixel_scale, serialisable_wcs, shifted_wcs
+from ._psf import PsfFit, fit_psf, psf_from_stamp
+from ._settings import ImportSettings
+from ._stars import find_sources, select_stars
+from ._variance import background_level, background_variance, detector_variance, noise_scale
+
+_DEFAULT_FWHM = 3.0
+
+
+@dataclasses.dataclass
+class PreparedExposure:
+    """An exposure ready to be written.
+
+    Parameters
+    ----------
+    exposure : `PlainExposure`
+        What it came as; its arrays are no longer current.
+    image, variance : `numpy.ndarray`
+        ``(H, W)``, nJy and nJy squared.
+    mask : `dict` [`str`, `numpy.ndarray`]
+        Boolean ``(H, W)`` by mask plane.
+    wcs : `astropy.wcs.WCS`
+        Celestial WCS, shifted if registration was applied.
+    psf : `PsfFit`
+        PSF model.
+    stars : `astropy.table.Table`
+        As `measure_stars` makes it, fluxes in nJy, before any correction.
+    row : `dict`
+        What the report says about it.
+    """
+
+    exposure: PlainExposure
+    image: np.ndarray
+    variance: np.ndarray
+    mask: dict[str, np.ndarray]
+    wcs: WCS
+    psf: PsfFit
+    stars: Table
+    row: dict[str, Any]
+
+
+def prepare_exposure(
+    exposure: PlainExposure, settings: ImportSettings, reference: PreparedExposure | None = None
+) -> PreparedExposure:
+    """Make an exposure complete: variance, mask, PSF, calibration.
+
+    Parameters
+    ----------
+    exposure : `PlainExposure`
+        The exposure as read.
+    settings : `ImportSettings`
+        What to do.
+    reference : `PreparedExposure`, optional
+        Exposure against which flux scale and registration are measured;
+        `None` for the reference itself.
+
+    Returns
+    -------
+    prepared : `PreparedExposure`
+        Ready to be written.
+
+    Raises
+    ------
+    BadExposureError
+        Raised with the remedy if something is missing that cannot be
+        measured.
+    """
+    try:
+        wcs, wcs_error = serialisable_wcs(exposure.wcs, exposure.image.shape)
+        mask = dict(exposure.mask)
+        look = settings.cosmic_rays == "always" or (settings.cosmic_rays == "auto" and not exposure.has_mask)
+        if look and exposure.saturation is not None:
+            mask["SATURATED"] = find_saturated(exposure.image, exposure.saturation)
+        image, level = _subtract_background(exposure, mask, settings)
+        variance, origin = _make_variance(exposure, image, level, _bad(mask))
+        if look:
+            mask["COSMIC_RAY"] = _find_rays(exposure, image, variance, _bad(mask), settings)
+        bad = _bad(mask)
+        sources = find_sources(image, variance, bad)
+        psf, n_stars = _make_psf(exposure, image, variance, bad, sources, settings)
+    except BadExposureError:
+        raise
+    except ValueError as e:
+        raise BadExposureError(exposure.name, str(e)) from e
+    zero_point = settings.nominal_zero_point if exposure.zero_point is None else exposure.zero_point
+    unit = 10.0 ** (0.4 * (31.4 - zero_point))
+    stars = measure_stars(image * unit, variance * unit**2, bad, sources, psf, wcs)
+    row = _describe(exposure, psf, n_stars, mask, wcs) | {
+        "variance_from": origin,
+        "noise_scale": noise_scale(image, variance, ~bad),
+        "background": level,
+        "zero_point": zero_point,
+        "calibrated": exposure.zero_point is not None,
+        "wcs_error": wcs_error,
+    }
+    prepared = PreparedExposure(exposure, image * unit, variance * unit**2, mask, wcs, psf, stars, row)
+    _calibrate(prepared, reference, settings)
+    return prepared
+
+
+def _bad(mask: dict[str, np.ndarray]) -> np.ndarray:
+    return np.logical_or.reduce(list(mask.values()))
+
+
+def _subtract_background(
+    exposure: PlainExposure, mask: dict[str, np.ndarray], settings: ImportSettings
+) -> tuple[np.ndarray, float]:
+    """Image without residual sky, and the level that was in it."""
+    mask.setdefault("NO_DATA", np.zeros(exposure.image.shape, dtype=bool))
+    bad = _bad(mask)
+    if bad.all():
+        raise BadExposureError(exposure.name, "every pixel is masked; leave this exposure out, or its mask.")
+    level, _ = background_level(exposure.image, ~bad)
+    if settings.background == "off":
+        return exposure.image, level
+    if settings.background == "constant":
+        return exposure.image - level, level
+    mesh = settings.mesh
+    sky = sep.Background(
+        np.ascontiguousarray(exposure.image), mask=np.ascontiguousarray(bad), bw=mesh, bh=mesh
+    ).back()
+    return exposure.image - sky, level
+
+
+def _make_variance(
+    exposure: PlainExposure, image: np.ndarray, level: float, bad: np.ndarray
+) -> tuple[np.ndarray, str]:
+    """Variance in counts squared, and where it comes from."""
+    if exposure.variance is not None:
+        return exposure.variance, "given"
+    if exposure.gain is not None and exposure.sky is not None:
+        return (
+            detector_variance(
+                image, gain=exposure.gain, read_noise=exposure.read_noise or 0.0, sky=exposure.sky
+            ),
+            "detector",
+        )
+    return background_variance(image, ~bad, gain=exposure.gain), "background"
+
+
+def _find_rays(
+    exposure: PlainExposure,
+    image: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    settings: ImportSettings,
+) -> np.ndarray:
+    """Cosmic rays, with stars protected by their FWHM."""
+    if exposure.psf_stamp is not None:
+        fwhm = psf_from_stamp(exposure.psf_stamp).fwhm
+    else:
+        sources = find_sources(image, variance, bad)
+        stars = sources[select_stars(sources, image.shape, settings.stars)]
+        fwhm = float(np.median(stars["fwhm"])) if len(stars) else _DEFAULT_FWHM
+    return find_cosmic_rays(image, variance, bad, fwhm=fwhm, settings=settings.cosmic_ray_settings)
+
+
+def _make_psf(
+    exposure: PlainExposure,
+    image: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    sources: Table,
+    settings: ImportSettings,
+) -> tuple[PsfFit, int]:
+    if exposure.psf_stamp is not None:
+        return psf_from_stamp(exposure.psf_stamp), 0
+    stars = sources[select_stars(sources, image.shape, settings.stars)]
+    fit = fit_psf(image, variance, bad, stars, settings.psf)
+    return fit, len(stars)
+
+
+def _describe(
+    exposure: PlainExposure, psf: PsfFit, n_stars: int, mask: dict[str, np.ndarray], wcs: WCS
+) -> dict[str, Any]:
+    identity = exposure.identity
+    fraction = {plane: float(np.mean(pixels)) for plane, pixels in mask.items()}
+    return {
+        "name": exposure.name,
+        "visit": identity.visit,
+        "detector": identity.detector,
+        "date": identity.begin.utc.isot,
+        "filter": identity.physical_filter,
+        "band": identity.band,
+        "fwhm": psf.fwhm,
+        "seeing": psf.fwhm * pixel_scale(wcs, exposure.image.shape),
+        "psf_model": psf.model,
+        "psf_chi2": psf.chi2,
+        "n_stars": n_stars,
+        "cosmic_ray": fraction.get("COSMIC_RAY", 0.0),
+        "saturated": fraction.get("SATURATED", 0.0),
+        "masked": float(np.mean(_bad(mask))),
+    }
+
+
+def _calibrate(
+    prepared: PreparedExposure, reference: PreparedExposure | None, settings: ImportSettings
+) -> None:
+    """Measure against the reference and, if asked, correct image, variance and WCS."""
+    scale, dx, dy = Offset(1.0, 0.0, 0.0, 0), Offset(0.0, 0.0, 0.0, 0), Offset(0.0, 0.0, 0.0, 0)
+    if reference is not None:
+        radius = settings.match_radius / pixel_scale(prepared.wcs, prepared.image.shape)
+        pairs = match_stars(reference.stars, prepared.stars, prepared.wcs, radius=radius)
+        scale, (dx, dy) = flux_scale(pairs), registration(pairs)
+    enough = scale.n >= settings.min_stars
+    apply_flux = enough and settings.flux_scale == "apply"
+    apply_shift = enough and settings.registration == "apply"
+    if apply_flux:
+        prepared.image = prepared.image * scale.value
+        prepared.variance = prepared.variance * scale.value**2
+    if apply_shift:
+        prepared.wcs = shifted_wcs(prepared.wcs, dx.value, dy.value)
+    prepared.row |= {
+        "n_matched": scale.n,
+        "flux_scale": scale.value,
+        "flux_scale_error": scale.error,
+        "flux_scale_applied": apply_flux,
+        "dx": dx.value,
+        "dx_error": dx.error,
+        "dy": dy.value,
+        "dy_error": dy.error,
+        "shift_applied": apply_shift,
+        "star_scatter": float(np.hypot(dx.scatter, dy.scatter)),
+    }

@@ -1,0 +1,377 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+from __future__ import annotations
+
+__all__ = ("PsfFit", "PsfSettings", "fit_psf", "kernel_fwhm", "psf_from_stamp")
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+import galsim
+import numpy as np
+import scipy.ndimage
+from astropy.table import Table
+
+if TYPE_CHECKING:
+    import piff
+
+_SILENT = logging.getLogger("lsst.latent_coadds.importer.piff")
+_LANCZOS = "galsim.Lanczos(5)"
+
+
+@dataclasses.dataclass(frozen=True)
+class PsfSettings:
+    """How a PSF model is fitted to stars.
+
+    Parameters
+    ----------
+    model : {'auto', 'grid', 'moffat'}, optional
+        ``grid`` is a pixel grid that follows the stars wherever they say
+        more than noise; ``moffat`` an elliptical Moffat profile. ``auto``
+        takes the grid when the stars' joint signal-to-noise ratio reaches
+        ``grid_snr``.
+    grid_snr : `float`, optional
+        See ``model``.
+    stamp_radius : `float`, optional
+        Half the side of the stamps, in units of the FWHM.
+    order : `int`, optional
+        Order of the polynomial in position; by default 0 for fewer than 20
+        stars, 1 for fewer than 80, else 2. A Moffat profile is constant.
+    betas : `tuple` [`float`, ...], optional
+        Moffat slopes to choose from.
+    """
+
+    model: str = "auto"
+    grid_snr: float = 150.0
+    stamp_radius: float = 4.0
+    order: int | None = None
+    betas: tuple[float, ...] = (2.5, 3.0, 3.5, 4.5, 6.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PsfFit:
+    """A Piff model and how well it fits.
+
+    Parameters
+    ----------
+    psf : `piff.PSF`
+        The model, in pixels of the exposure.
+    stamp_size : `int`
+        Odd side of the stamps on which it is defined.
+    fwhm : `float`
+        Full width at half maximum in pixels.
+    model : `str`
+        ``grid``, ``moffat`` or ``stamp``.
+    n_stars : `int`
+        Stars that were used.
+    chi2 : `float`
+        Reduced chi-square within two FWHM of the stars; NaN for a stamp.
+    """
+
+    psf: piff.PSF
+    stamp_size: int
+    fwhm: float
+    model: str
+    n_stars: int
+    chi2: float
+
+    @property
+    def norm(self) -> float:
+        """Sum of the model over its stamp (`float`)."""
+        return float(self.psf.draw(0.0, 0.0, stamp_size=self.stamp_size, center=True).array.sum())
+
+    def kernel(self, x: float, y: float) -> np.ndarray:
+        """Stamp centred on its middle pixel, summing to one.
+
+        Parameters
+        ----------
+        x, y : `float`
+            Where the star would be.
+
+        Returns
+        -------
+        kernel : `numpy.ndarray`
+            ``(stamp_size, stamp_size)`` float64.
+        """
+        stamp = self.psf.draw(x, y, stamp_size=self.stamp_size, center=True).array
+        return stamp / stamp.sum()
+
+
+def kernel_fwhm(kernel: np.ndarray, *, zoom: int = 8) -> float:
+    """Diameter of the circle with the area in which a kernel is at least half its maximum.
+
+    Parameters
+    ----------
+    kernel : `numpy.ndarray`
+        ``(k, k)``, with its peak well inside.
+    zoom : `int`, optional
+        Cubic subdivision of the pixels.
+
+    Returns
+    -------
+    fwhm : `float`
+        In pixels of the kernel.
+    """
+    peak = np.unravel_index(np.argmax(kernel), kernel.shape)
+    r = min(16, *peak, *(n - 1 - p for n, p in zip(kernel.shape, peak, strict=True)))
+    core = kernel[peak[0] - r : peak[0] + r + 1, peak[1] - r : peak[1] + r + 1]
+    size = 2 * r * zoom + 1
+    grid = np.linspace(0.0, 2.0 * r, size)
+    fine = scipy.ndimage.map_coordinates(core, np.meshgrid(grid, grid, indexing="ij"), order=3)
+    labels, _ = scipy.ndimage.label(fine >= 0.5 * fine.max())
+    inside = labels == labels[np.unravel_index(np.argmax(fine), fine.shape)]
+    return float(2.0 * np.sqrt(inside.sum() / np.pi) / zoom)
+
+
+def psf_from_stamp(stamp: np.ndarray) -> PsfFit:
+    """Wrap a PSF stamp in a Piff model that is constant over the exposure.
+
+    Parameters
+    ----------
+    stamp : `numpy.ndarray`
+        ``(k, k)``, k odd, with the star on the middle pixel.
+
+    Returns
+    -------
+    fit : `PsfFit`
+        A model that draws this stamp again, normalised to unit sum.
+
+    Raises
+    ------
+    ValueError
+        Raised if the stamp is not square and odd-sized, not finite, or its
+        sum is not positive.
+    """
+    if stamp.ndim != 2 or stamp.shape[0] != stamp.shape[1] or stamp.shape[0] % 2 == 0:
+        raise ValueError(
+            f"A PSF stamp must be square with an odd side, so that a star can sit on its middle pixel; "
+            f"this one has shape {stamp.shape}. Crop or resample it."
+        )
+    total = float(stamp.sum())
+    if not np.isfinite(total) or not total > 0.0:
+        raise ValueError(f"The PSF stamp sums to {total}; it must be finite and sum to a positive number.")
+    pixels = np.asarray(stamp, dtype=float) / total
+    psf = _grid_psf(pixels.ravel()[:, None], scale=1.0, size=stamp.shape[0], order=0)
+    return PsfFit(psf, stamp.shape[0], kernel_fwhm(pixels), "stamp", 0, float("nan"))
+
+
+def _grid_psf(coefficients: np.ndarray, *, scale: float, size: int, order: int) -> piff.PSF:
+    """Piff model from given pixel-grid coefficients, ``(size**2, n_basis)``."""
+    import piff
+
+    psf = piff.SimplePSF(piff.PixelGrid(scale, size, interp=_LANCZOS), piff.BasisPolynomial(order=order))
+    psf.interp.q = np.asarray(coefficients, dtype=float)
+    psf.wcs = {0: galsim.PixelScale(1.0)}
+    psf.pointing = None
+    psf.stars = []
+    return psf
+
+
+def fit_psf(
+    image: np.ndarray,
+    variance: np.ndarray,
+    bad: np.ndarray,
+    stars: Table,
+    settings: PsfSettings | None = None,
+) -> PsfFit:
+    """Fit a Piff model to stars.
+
+    Parameters
+    ----------
+    image, variance : `numpy.ndarray`
+        Background-subtracted pixels and their variance, ``(H, W)``.
+    bad : `numpy.ndarray`
+        Boolean ``(H, W)``, `True` where a pixel must not be used.
+    stars : `astropy.table.Table`
+        Clean stars: columns ``x``, ``y``, ``fwhm``, ``snr``.
+    settings : `PsfSettings`, optional
+        How.
+
+    Returns
+    -------
+    fit : `PsfFit`
+        The model.
+
+    Raises
+    ------
+    ValueError
+        Raised if there are no stars, or the model is unknown.
+
+    Notes
+    -----
+    The grid is sampled at a third of the FWHM, which is all that a
+    seeing-limited profile needs and keeps pixel noise out. Its wings, where
+    one star's noise exceeds the profile, follow the Moffat model plus the
+    mean over azimuth of what the stars add to it.
+    """
+    settings = settings or PsfSettings()
+    if settings.model not in ("auto", "grid", "moffat"):
+        raise ValueError(f"Unknown PSF model {settings.model!r}; the known ones are auto, grid and moffat.")
+    if len(stars) == 0:
+        raise ValueError(
+            "No clean star was found to fit a PSF to; give a PSF stamp, or lower the "
+            "star selection's signal-to-noise ratio."
+        )
+    fwhm = float(np.median(stars["fwhm"]))
+    half = int(np.ceil(settings.stamp_radius * fwhm))
+    piff_stars = _make_stars(image, variance, bad, stars, half)
+    moffat = _fit_moffat(piff_stars, stars, settings)
+    snr = float(np.sqrt(np.sum(np.asarray(stars["snr"], dtype=float) ** 2)))
+    use_grid = settings.model == "grid" or (settings.model == "auto" and snr >= settings.grid_snr)
+    psf = _fit_grid(piff_stars, moffat, fwhm, half, settings) if use_grid else moffat
+    name = "grid" if use_grid else "moffat"
+    fit = PsfFit(psf, 2 * half + 1, fwhm, name, len(stars), float("nan"))
+    width = kernel_fwhm(fit.kernel(float(np.mean(stars["x"])), float(np.mean(stars["y"]))))
+    return dataclasses.replace(fit, fwhm=width, chi2=_chi2(psf, piff_stars, 2.0 * width))
+
+
+def _make_stars(
+    image: np.ndarray, variance: np.ndarray, bad: np.ndarray, stars: Table, half: int
+) -> list[piff.Star]:
+    """Cut Piff stars out of an exposure."""
+    import piff
+
+    unit = galsim.PixelScale(1.0)
+    usable = ~bad & np.isfinite(image) & (variance > 0.0)
+    weight = np.where(usable, 1.0 / np.where(usable, variance, 1.0), 0.0)
+    pixels = galsim.Image(np.where(usable, image, 0.0), xmin=0, ymin=0, wcs=unit)
+    weights = galsim.Image(weight, xmin=0, ymin=0, wcs=unit)
+    result = []
+    for star in stars:
+        x, y = float(star["x"]), float(star["y"])
+        stamp = galsim.BoundsI(round(x) - half, round(x) + half, round(y) - half, round(y) + half)
+        stamp = stamp & pixels.bounds
+        data = piff.StarData(pixels[stamp], galsim.PositionD(x, y), weight=weights[stamp])
+        result.append(piff.Star(data, None))
+    return result
+
+
+def _fit_moffat(stars: list[piff.Star], table: Table, settings: PsfSettings) -> piff.PSF:
+    """Fit constant Moffat profiles and return the best."""
+    import piff
+
+    # The mean that Piff takes of the stars' parameters is not weighted.
+
+    snr = np.asarray(table["snr"], dtype=float)
+    bright = [star for star, value in zip(stars, snr, strict=True) if value > 0.2 * snr.max()]
+    best: tuple[float, piff.PSF] | None = None
+    for beta in settings.betas:
+        # The star profile is fitted with the pixel in it: no further
+        # integration over pixels, which is also a hundred times faster.
+        psf = piff.SimplePSF(piff.Moffat(beta=beta, include_pixel=False), piff.Mean())
+        psf.fit([piff.Star(s.data, None) for s in bright], {0: galsim.PixelScale(1.0)}, None, logger=_SILENT)
+        if best is None or psf.chisq < best[0]:
+            best = (psf.chisq, psf)
+    assert best is not None
+    return best[1]
+
+
+def _fit_grid(
+    stars: list[piff.Star], moffat: piff.PSF, fwhm: float, half: int, settings: PsfSettings
+) -> piff.PSF:
+    """Pixel grid with regularised wings."""
+    import piff
+
+    scale = max(1.0, fwhm / 3.0)
+    # Piff asks that a star's stamp cover the grid.
+    size = int((2 * half + 1) / scale)
+    size -= 1 - size % 2
+    order = settings.order
+    if order is None:
+        order = 0 if len(stars) < 20 else 1 if len(stars) < 80 else 2
+    # Stamps that the edge of the exposure cuts cannot carry the grid alone,
+    # but Piff only looks at the longer side.
+    psf = piff.SimplePSF(
+        piff.PixelGrid(scale, size, interp=_LANCZOS), piff.BasisPolynomial(order=order), chisq_thresh=0.01
+    )
+    psf.fit([piff.Star(s.data, None) for s in stars], {0: galsim.PixelScale(1.0)}, None, logger=_SILENT)
+    coefficients = np.array(psf.interp.q, dtype=float)
+    centre = stars[0].image_pos
+    wide = 2 * int(np.ceil((half + 6) / scale)) + 1
+    smooth = moffat.draw(
+        centre.x, centre.y, image=galsim.Image(wide, wide, dtype=float, scale=scale), center=True
+    ).array
+    return _grid_psf(
+        _regularise_wings(coefficients, smooth, scale=scale, size=size, fwhm=fwhm),
+        scale=scale,
+        size=wide,
+        order=order,
+    )
+
+
+def _regularise_wings(
+    coefficients: np.ndarray, smooth: np.ndarray, *, scale: float, size: int, fwhm: float
+) -> np.ndarray:
+    """Replace the wings of a grid by a smooth profile and the azimuthal mean of the rest.
+
+    Parameters
+    ----------
+    coefficients : `numpy.ndarray`
+        ``(size**2, n_basis)``; the first basis function is the constant.
+    smooth : `numpy.ndarray`
+        ``(wide, wide)``, wide >= size, the smooth profile.
+    scale : `float`
+        Side of a grid pixel in image pixels.
+    size : `int`
+        Side of the grid.
+    fwhm : `float`
+        In image pixels. The grid is kept within 1.25 FWHM and has faded out
+        at 2.25 FWHM.
+
+    Returns
+    -------
+    coefficients : `numpy.ndarray`
+        ``(wide**2, n_basis)``, the constant part summing to one.
+    """
+    wide = smooth.shape[0]
+    pad = (wide - size) // 2
+    yy, xx = np.mgrid[:wide, :wide] - wide // 2
+    radius = np.hypot(xx, yy) * scale
+    phase = np.clip((radius / fwhm - 1.25) / 1.0, 0.0, 1.0)
+    taper = 0.5 * (1.0 + np.cos(np.pi * phase))
+    # A thin ring has too few pixels far in, and is not needed there.
+    ring = np.round(radius / max(scale, 0.35 * fwhm)).astype(int)
+    reach = 0.5 * size * scale
+    edge = 0.5 * (1.0 + np.cos(np.pi * np.clip((radius / reach - 0.7) / 0.3, 0.0, 1.0)))
+    result = []
+    for j, column in enumerate(coefficients.T):
+        grid = np.pad(column.reshape(size, size), pad)
+        inside = np.pad(np.ones((size, size), dtype=bool), pad)
+        if j > 0:
+            result.append((grid * taper).ravel())
+            continue
+        # Scale the smooth profile to the flux that the grid puts in its core.
+        core = radius < 1.25 * fwhm
+        level = smooth * (grid[core].sum() / smooth[core].sum())
+        rest = np.where(inside, grid - level, 0.0)
+        count = np.bincount(ring[inside], minlength=ring.max() + 1)
+        mean = (np.bincount(ring[inside], rest[inside], ring.max() + 1) / np.maximum(count, 1))[ring] * edge
+        result.append((level + taper * rest + (1.0 - taper) * mean).ravel())
+    stacked = np.stack(result, axis=1)
+    return stacked / stacked[:, 0].sum()
+
+
+def _chi2(psf: piff.PSF, stars: list[piff.Star], radius: float) -> float:
+    """Reduced chi-square near the stars, each with its own flux, centre and level."""
+    from ._star_fit import fit_star
+
+    total, n = 0.0, 0
+    for star in stars:
+        image, weight = star.image, star.weight
+        fit = fit_star(
+            psf,
+            image.array,
+            weight.array,
+            x=star.image_pos.x,
+            y=star.image_pos.y,
+            x0=image.xmin,
+            y0=image.ymin,
+            radius=radius,
+        )
+        total, n = total + fit.chi2 * fit.n_dof, n + fit.n_dof
+    return total / max(n, 1)
