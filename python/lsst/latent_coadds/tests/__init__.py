@@ -6,3 +6,7 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
+"""Importable helpers of the tests: mock exposures and repositories."""
+
+from ._mock import *
+from ._repository import *
