@@ -10,11 +10,13 @@ from __future__ import annotations
 
 __all__ = ("BuildLatentCoaddConfig", "BuildLatentCoaddConnections")
 
+from typing import Any
+
 from lsst.pex.config import ChoiceField, Field, FieldValidationError, ListField, RangeField
 from lsst.pipe.base import PipelineTaskConfig, PipelineTaskConnections, connectionTypes
 
 from ..adapters import BAD_MASK_PLANES
-from ._restorers import restorer_registry
+from ._restorers import RestorerField, restorer_registry
 
 
 class BuildLatentCoaddConnections(
@@ -61,8 +63,10 @@ class BuildLatentCoaddConnections(
 class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatentCoaddConnections):
     """Configuration of `BuildLatentCoaddTask`."""
 
-    restorer = restorer_registry.makeField(
-        doc="How the exposures become one image. Settings of each are in restorer[NAME].", default="imagemm"
+    restorer: Any = RestorerField(
+        doc="How the exposures become one image. Settings of each are in restorer[NAME].",
+        registry=restorer_registry,
+        default="imagemm",
     )
     device = ChoiceField[str](
         doc="Where to compute.",

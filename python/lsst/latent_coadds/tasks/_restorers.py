@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Restorer", "SettingsRestorer", "make_config_class", "restorer_registry")
+__all__ = ("Restorer", "RestorerField", "SettingsRestorer", "make_config_class", "restorer_registry")
 
 import dataclasses
 import typing
@@ -17,7 +17,17 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from lsst.pex.config import ChoiceField, Config, Field, RangeField, Registry, makeRegistry
+from lsst.pex.config import (
+    ChoiceField,
+    Config,
+    Field,
+    FieldValidationError,
+    RangeField,
+    Registry,
+    RegistryField,
+    makeRegistry,
+)
+from lsst.pex.config.registry import RegistryInstanceDict
 
 from ..restoration import SETTINGS_CLASSES, ExposureStack, Restoration, restore
 
@@ -73,6 +83,24 @@ class Restorer(Protocol):
 restorer_registry: Registry = makeRegistry(
     "Restorers that `BuildLatentCoaddTask` can use. Each is called with its config and implements `Restorer`."
 )
+
+
+class _Restorers(RegistryInstanceDict):
+    def __getitem__(self, k: str, *args: Any, **kwargs: Any) -> Config:
+        if k not in self.types:
+            raise FieldValidationError(
+                self._field,
+                self._config,
+                f"There is no restorer {k!r}; the known ones are {sorted(self.types)}. One of another "
+                "package is known once the module that registers it is imported in the configuration.",
+            )
+        return super().__getitem__(k, *args, **kwargs)
+
+
+class RestorerField(RegistryField):
+    """A choice of restorer, whose errors name those that there are."""
+
+    instanceDictClass = _Restorers
 
 
 def make_config_class(settings_class: type, name: str) -> type[Config]:
