@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import binary_dilation
 
 from lsst.daf.butler import Butler
 from lsst.latent_coadds.simulation import read_truth
@@ -63,10 +64,12 @@ def test_latent_coadd_is_closer_to_the_truth(demo: Path) -> None:
     for name in ("direct", "imagemm"):
         coadd = butler.get("latent_coadd", data_id, collections=f"LatentSim/{name}")
         assert coadd.image.array.shape == truth.shape
-        clean = ~coadd.mask.get("NO_DATA") & ~coadd.mask.get("SATURATED")
-        clean[:15] = clean[-15:] = clean[:, :15] = clean[:, -15:] = False
+        # Nobody knows what is behind a saturated core, and beside it little.
+        spoilt = coadd.mask.get("NO_DATA") | coadd.mask.get("SATURATED")
+        clean = ~binary_dilation(spoilt, iterations=12)
+        clean[:10] = clean[-10:] = clean[:, :10] = clean[:, -10:] = False
         error[name] = np.std((coadd.image.array - truth)[clean])
-    assert error["imagemm"] < 0.7 * error["direct"]
+    assert error["imagemm"] < 0.5 * error["direct"]
 
 
 def test_second_run_does_nothing_again(demo: Path) -> None:

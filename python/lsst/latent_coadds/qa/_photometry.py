@@ -119,6 +119,12 @@ def psf_flux(
     flux : `float`
         Least-squares amplitude of the PSF.  NaN if the PSF's stamp leaves
         the image or holds a NaN.
+
+    Notes
+    -----
+    The PSF is shifted to the source's place in its pixel.  Where it is
+    undersampled, as a Gaussian with a full width at half maximum of two
+    pixels is slightly, that costs up to half a per cent.
     """
     half = psf.shape[0] // 2
     stamp, x0, y0 = _cut(image, x, y, half)
