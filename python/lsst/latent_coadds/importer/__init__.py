@@ -11,6 +11,7 @@ they bring, completed with a variance, a mask and a PSF model, put on one
 flux scale and one astrometry, and written as ``calexp`` datasets.
 """
 
+from ._background import *
 from ._calibration import *
 from ._cosmic_rays import *
 from ._errors import *

@@ -20,7 +20,8 @@ from astropy.wcs import WCS
 from lsst.daf.butler import Butler
 from lsst.images import Box
 from lsst.images.psfs import PiffWrapper
-from lsst.latent_coadds.repository import (
+
+from ..repository import (
     CALEXP,
     SKY_MAP_RUN,
     VisitRecord,
@@ -32,7 +33,6 @@ from lsst.latent_coadds.repository import (
     register_sky_map,
     register_visit,
 )
-
 from ._errors import BadExposureError, ManifestError
 from ._exposure import read_exposure, read_header, read_wcs
 from ._identity import Identity, read_identity

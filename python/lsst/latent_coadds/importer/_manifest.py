@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from ._errors import ManifestError
 
@@ -97,7 +97,7 @@ class ExposureSpec:
         variance, 0 where a pixel is bad.
     wcs : `str` or `int`, optional
         Source of the WCS, if not the image's own header.
-    mask_bits : mapping [`str`, `list` [`int`]], optional
+    mask_bits : mapping [`str`, `int` or `list` [`int`]], optional
         Bit numbers of the mask by the plane that they mean; without it,
         every value but 0 means ``BAD``.
     set : mapping, optional
@@ -126,7 +126,7 @@ class ExposureSpec:
     mask: str | int | None = None
     psf: str | int | None = None
     wcs: str | int | None = None
-    mask_bits: Mapping[str, list[int]] = dataclasses.field(default_factory=dict)
+    mask_bits: Mapping[str, int | list[int]] = dataclasses.field(default_factory=dict)
     set: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     zero_point: float | str | None = None
     gain: float | str | None = None

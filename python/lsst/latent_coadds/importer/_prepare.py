@@ -12,10 +12,10 @@ import dataclasses
 from typing import Any
 
 import numpy as np
-import sep
 from astropy.table import Table
 from astropy.wcs import WCS
 
+from ._background import residual_background
 from ._calibration import Offset, flux_scale, match_stars, measure_stars, registration
 from ._cosmic_rays import find_cosmic_rays, find_saturated
 from ._errors import BadExposureError
@@ -24,7 +24,7 @@ from ._projection import pixel_scale, serialisable_wcs, shifted_wcs
 from ._psf import PsfFit, fit_psf, psf_from_stamp
 from ._settings import ImportSettings
 from ._stars import find_sources, select_stars
-from ._variance import background_level, background_variance, detector_variance, noise_scale
+from ._variance import background_variance, detector_variance, noise_scale
 
 _DEFAULT_FWHM = 3.0
 
@@ -94,7 +94,7 @@ def prepare_exposure(
         if look and exposure.saturation is not None:
             mask["SATURATED"] = find_saturated(exposure.image, exposure.saturation)
         image, level = _subtract_background(exposure, mask, settings)
-        variance, origin = _make_variance(exposure, image, level, _bad(mask))
+        variance, origin = _make_variance(exposure, image, _bad(mask))
         if look:
             mask["COSMIC_RAY"] = _find_rays(exposure, image, variance, _bad(mask), settings)
         bad = _bad(mask)
@@ -132,21 +132,12 @@ def _subtract_background(
     bad = _bad(mask)
     if bad.all():
         raise BadExposureError(exposure.name, "every pixel is masked; leave this exposure out, or its mask.")
-    level, _ = background_level(exposure.image, ~bad)
-    if settings.background == "off":
-        return exposure.image, level
-    if settings.background == "constant":
-        return exposure.image - level, level
-    mesh = settings.mesh
-    sky = sep.Background(
-        np.ascontiguousarray(exposure.image), mask=np.ascontiguousarray(bad), bw=mesh, bh=mesh
-    ).back()
-    return exposure.image - sky, level
+    mesh = settings.mesh if settings.background == "mesh" else None
+    background, level = residual_background(exposure.image, bad, mesh=mesh)
+    return exposure.image if settings.background == "off" else exposure.image - background, level
 
 
-def _make_variance(
-    exposure: PlainExposure, image: np.ndarray, level: float, bad: np.ndarray
-) -> tuple[np.ndarray, str]:
+def _make_variance(exposure: PlainExposure, image: np.ndarray, bad: np.ndarray) -> tuple[np.ndarray, str]:
     """Variance in counts squared, and where it comes from."""
     if exposure.variance is not None:
         return exposure.variance, "given"

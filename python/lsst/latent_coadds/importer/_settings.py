@@ -126,7 +126,7 @@ class ImportSettings:
         if unknown := set(values) - known:
             raise ManifestError(f"Unknown settings {sorted(unknown)}; the known ones are {sorted(known)}.")
         # YAML reads a bare off as false.
-        fixed = {k: "off" if v is False and k in _CHOICES else v for k, v in values.items()}
+        fixed: dict[str, Any] = {k: "off" if v is False and k in _CHOICES else v for k, v in values.items()}
         return cls(**fixed)
 
     @property

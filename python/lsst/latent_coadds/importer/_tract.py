@@ -16,8 +16,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
-from lsst.latent_coadds.repository import SkyMapGeometry
-
+from ..repository import SkyMapGeometry
 from ._projection import local_jacobian
 
 
