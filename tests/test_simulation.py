@@ -162,6 +162,20 @@ def test_a_star_lands_where_the_projection_says(visit: int, detector: int) -> No
     np.testing.assert_allclose(aperture_flux(expected, 44.3, 65.8, 8.0, psf=kernel), 1e4, rtol=0.01)
 
 
+def test_the_projection_comes_back_with_its_distortion(scene: Path) -> None:
+    pointing = plan_pointings(SMALL)[1]
+    butler = Butler.from_config(scene / "repo", collections=CALEXP_RUN)
+    exposure = butler.get("calexp", instrument="LatentSim", visit=pointing.visit, detector=1)
+    x, y = np.array([0.0, 89.0, 40.0]), np.array([0.0, 129.0, 3.0])
+    sky = pointing.wcs(SMALL, 1).pixel_to_world(x, y)
+    back = exposure.sky_projection.sky_to_pixel(sky)
+    np.testing.assert_allclose([back.x, back.y], [x, y], atol=1e-4)
+    straight = dataclasses.replace(SMALL, distortion=0.0)
+    shift = np.array(pointing.wcs(straight, 1).world_to_pixel(sky)) - [x, y]
+    radius = np.hypot(x + 5, y - 65)
+    np.testing.assert_allclose(np.hypot(*shift), SMALL.distortion * radius**3, rtol=0.05)
+
+
 def test_the_attached_psf_is_that_of_the_stars() -> None:
     pointing = plan_pointings(SMALL)[0]
     # At the centre of a pixel, so that the kernel needs no shift.

@@ -250,17 +250,21 @@ def _choose_details(local: QTable, shape: tuple[int, int]) -> list[tuple[float, 
     table = local[inside]
     flux = table["flux"].to_value(u.nJy)
     details = []
-    distance = np.hypot(
+    separation = np.hypot(
         np.subtract.outer(np.asarray(table["px"]), np.asarray(table["px"])),
         np.subtract.outer(np.asarray(table["py"]), np.asarray(table["py"])),
     )
-    fainter = np.minimum.outer(flux, flux)
-    score = np.where((distance > 4) & (distance < 10) & (fainter > 500), fainter, 0)
-    score[flux > 5e5] = 0
+    fainter, brighter = np.minimum.outer(flux, flux), np.maximum.outer(flux, flux)
+    alike = (brighter < 8 * fainter) & (brighter < 2e5)
+    score = np.where((separation > 4) & (separation < 9) & alike, fainter, 0)
     if score.any():
         i, j = np.unravel_index(np.argmax(score), score.shape)
         details.append(((table["px"][i] + table["px"][j]) / 2, (table["py"][i] + table["py"][j]) / 2))
-    for select in (~table["is_star"], table["is_star"]):
+    for kind in (False, True):
+        clear = np.array(
+            [all(np.hypot(px - r["px"], py - r["py"]) > 40 for px, py in details) for r in table]
+        )
+        select = (np.asarray(table["is_star"]) == kind) & clear
         if select.any():
             row = table[select][np.argmax(flux[select])]
             details.append((float(row["px"]), float(row["py"])))

@@ -16,7 +16,7 @@ import numpy as np
 from astropy.coordinates import SkyCoord
 from astropy.table import QTable
 from astropy.time import Time
-from astropy.wcs import WCS
+from astropy.wcs import WCS, Sip
 
 from lsst.images import Box, VisitImage
 from lsst.images.cameras import Detector
@@ -78,19 +78,22 @@ class Pointing:
         Returns
         -------
         wcs : `astropy.wcs.WCS`
-            Tangent-plane projection of the detector's pixels.
+            Distorted tangent-plane projection of the detector's pixels.
         """
         scale = settings.pixel_scale / 3600
         c, s = np.cos(np.deg2rad(self.rotation)), np.sin(np.deg2rad(self.rotation))
         x0, y0 = _detector_corner(settings, detector)
         wcs = WCS(naxis=2)
-        wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+        wcs.wcs.ctype = ["RA---TAN-SIP", "DEC--TAN-SIP"]
         wcs.wcs.cunit = ["deg", "deg"]
         wcs.wcs.radesys = "ICRS"
         wcs.wcs.crval = [self.boresight.ra.deg, self.boresight.dec.deg]
         wcs.wcs.crpix = [1 - x0, 1 - y0]
         wcs.wcs.cd = scale * np.array([[-c, s], [s, c]])
         wcs.wcs.set()
+        along_x, along_y = np.zeros((2, 4, 4))
+        along_x[3, 0] = along_x[1, 2] = along_y[0, 3] = along_y[2, 1] = settings.distortion
+        wcs.sip = Sip(along_x, along_y, None, None, wcs.wcs.crpix)
         return wcs
 
     def psf(self, settings: SceneSettings, detector: int) -> MoffatField:

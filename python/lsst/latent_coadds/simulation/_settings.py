@@ -55,6 +55,9 @@ class SceneSettings:
     rotation : `float`
         Standard deviation of the camera's rotation in degrees; every other
         visit is turned by 180 degrees besides.
+    distortion : `float`
+        Radial distortion of the camera: a pixel at the distance r from the
+        middle, in pixels, is seen ``distortion * r**3`` further out.
     n_cosmic_rays : `float`
         Expected number of cosmic rays on a detector.
     unmasked_fraction : `float`
@@ -97,6 +100,7 @@ class SceneSettings:
     saturation: float = 9000.0
     dither: float = 4.0
     rotation: float = 3.0
+    distortion: float = 4e-9
     n_cosmic_rays: float = 12.0
     unmasked_fraction: float = 0.25
     n_bad_columns: int = 2
