@@ -22,7 +22,7 @@ from lsst.latent_coadds.simulation import read_truth
 
 pytestmark = pytest.mark.slow
 
-OPTIONS = ["--n-visits", "3", "--n-detectors", "1", "--inner-size", "110", "--jobs", "2"]
+OPTIONS = ["--n-visits", "3", "--n-detectors", "1", "--inner-size", "110", "--jobs", "1"]
 
 
 def run_demo(output: Path) -> subprocess.CompletedProcess[str]:

@@ -36,6 +36,7 @@ from lsst.latent_coadds.repository import (
     register_visit,
 )
 from lsst.pipe.base import Instrument
+from lsst.resources import ResourcePath
 from lsst.sphgeom import LonLat, UnitVector3d
 
 CENTER = SkyCoord(150.1, 2.2, unit="deg")
@@ -291,3 +292,21 @@ def test_exposure_arrays_are_checked(geometry: SkyMapGeometry) -> None:
         make_visit_image(image, np.ones((3, 3)), {}, wcs, psf, **names)
     with pytest.raises(ValueError, match="SATURATED"):
         make_visit_image(image, np.ones(BBOX.shape), {"SAT": image > 0}, wcs, psf, **names)
+
+
+def test_a_repository_is_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that dies while it makes a repository leaves none."""
+
+    def fail(root: ResourcePath) -> None:
+        Path(root.join("butler.yaml").ospath).write_text("datastore: {}")
+        raise KeyboardInterrupt
+
+    (tmp_path / "repo").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(Butler, "makeRepo", fail)
+        with pytest.raises(KeyboardInterrupt):
+            make_or_open(tmp_path / "repo")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "repo"]
+    make_or_open(tmp_path / "repo")
+    assert [p.name for p in tmp_path.iterdir()] == ["repo"]
+    register_instrument(make_or_open(tmp_path / "repo"), "Cam", [0], {})

@@ -70,10 +70,15 @@ def run_command(arguments: Sequence[str | os.PathLike[str]]) -> None:
         Raised if it fails.
     """
     words = [os.fspath(word) for word in arguments]
-    click.secho(f"$ {shlex.join(words)}", bold=True)
+    click.secho(f"$ {' '.join(_quote(word) for word in words)}", bold=True)
     status = subprocess.run([find_executable(words[0]), *words[1:]], check=False).returncode
     if status:
         raise click.ClickException(f"{words[0]} failed with status {status}; see its messages above.")
+
+
+def _quote(word: str) -> str:
+    """Quote a word for a shell, legibly where it has single quotes itself."""
+    return f'"{word}"' if "'" in word and not set(word) & set('"$`\\!') else shlex.quote(word)
 
 
 def run_pipeline(repo: Path, settings: SceneSettings, *, output: str, restorer: str, jobs: int) -> None:

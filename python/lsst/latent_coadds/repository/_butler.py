@@ -9,6 +9,8 @@ from __future__ import annotations
 
 __all__ = ("make_or_open",)
 
+import os
+import tempfile
 from pathlib import Path
 
 from lsst.daf.butler import Butler
@@ -36,10 +38,25 @@ def make_or_open(root: ResourcePathExpression) -> Butler:
     """
     path = ResourcePath(root, forceDirectory=True, forceAbsolute=True)
     if not path.join("butler.yaml", forceDirectory=False).exists():
-        if path.isLocal and Path(path.ospath).exists() and any(Path(path.ospath).iterdir()):
-            raise FileExistsError(
-                f"{path.ospath} is not empty and holds no butler.yaml; "
-                "give another directory for the repository, or remove this one."
-            )
-        Butler.makeRepo(path)
+        if path.isLocal:
+            _make_local(Path(path.ospath))
+        else:
+            Butler.makeRepo(path)
     return Butler.from_config(path, writeable=True)
+
+
+def _make_local(root: Path) -> None:
+    """Make a repository elsewhere and move it, so that it is never half-made."""
+    if root.exists() and any(root.iterdir()):
+        raise FileExistsError(
+            f"{root} is not empty and holds no butler.yaml; "
+            "give another directory for the repository, or remove this one."
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    # No dot in the name: makeRepo would take what follows for a file type.
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=root.parent) as partial:
+        Butler.makeRepo(ResourcePath(partial, forceDirectory=True))
+        Path(partial).chmod(0o755)
+        os.replace(partial, root)
+        # What the context manager removes.
+        Path(partial).mkdir()

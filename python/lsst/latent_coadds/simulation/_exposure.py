@@ -201,23 +201,7 @@ def simulate_exposure(
     expected = draw_sources(catalog, wcs, (height, width), field.profile, integrate_pixels=True, noise=noise)
     variance = noise**2 + np.maximum(expected, 0) / settings.gain
     image = expected + rng.normal(size=expected.shape) * np.sqrt(variance)
-    found, missed = add_cosmic_rays(
-        rng,
-        image,
-        expected=settings.n_cosmic_rays,
-        noise=noise,
-        unmasked_fraction=settings.unmasked_fraction,
-    )
-    edge = np.ones(image.shape, dtype=bool)
-    edge[_EDGE:-_EDGE, _EDGE:-_EDGE] = False
-    # Defects of the silicon stay where they are from visit to visit.
-    silicon = np.random.default_rng([settings.seed, 5, detector])
-    mask = {
-        "BAD": add_bad_columns(silicon, image, number=settings.n_bad_columns, noise=noise),
-        "SATURATED": saturate(image, settings.saturation),
-        "COSMIC_RAY": found,
-        "DETECTION_EDGE": edge,
-    }
+    mask, missed = _add_defects(rng, settings, image, noise, detector)
     visit_image = make_visit_image(
         image,
         variance,
@@ -235,6 +219,30 @@ def simulate_exposure(
         metadata={"SEEING": pointing.fwhm * settings.pixel_scale, "SKYNOISE": noise},
     )
     return Exposure(visit_image, expected, missed)
+
+
+def _add_defects(
+    rng: np.random.Generator, settings: SceneSettings, image: np.ndarray, noise: float, detector: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Spoil an image in place; return its mask planes and what they lack."""
+    found, missed = add_cosmic_rays(
+        rng,
+        image,
+        expected=settings.n_cosmic_rays,
+        noise=noise,
+        unmasked_fraction=settings.unmasked_fraction,
+    )
+    edge = np.ones(image.shape, dtype=bool)
+    edge[_EDGE:-_EDGE, _EDGE:-_EDGE] = False
+    # Defects of the silicon stay where they are from visit to visit.
+    silicon = np.random.default_rng([settings.seed, 5, detector])
+    mask = {
+        "BAD": add_bad_columns(silicon, image, number=settings.n_bad_columns, noise=noise),
+        "SATURATED": saturate(image, settings.saturation),
+        "COSMIC_RAY": found,
+        "DETECTION_EDGE": edge,
+    }
+    return mask, missed
 
 
 def _detector_corner(settings: SceneSettings, detector: int) -> tuple[float, float]:
