@@ -137,6 +137,27 @@ def test_no_overlap_is_no_work(visits: MockVisits, patch: PatchGrid) -> None:
         run([read(far, 0)], patch)
 
 
+def test_overlap_of_the_halo_alone_is_no_work(visits: MockVisits, patch: PatchGrid) -> None:
+    # The patch ends 24 pixels from its centre, and the detector 10 further.
+    near = visits.make(0, offset=(0.2 * (24 + 10 + 64), 0.0), rotation=0.0)
+    with pytest.raises(NoWorkFound, match="tract 0, patch 0"):
+        run([read(near, 0)], patch, halo=24)
+
+
+@pytest.mark.parametrize("restorer", ["direct", "imagemm"])
+def test_good_pixels_in_the_halo_alone_are_an_error(
+    visits: MockVisits, patch: PatchGrid, restorer: str
+) -> None:
+    image = visits.make(0, rotation=0.0, offset=(0.0, 0.0))
+    masked = np.zeros((128, 128), dtype=bool)
+    masked[34:94, 34:94] = True
+    image.mask.set("BAD", masked)
+    config = make_config(halo=24)
+    config.restorer.name = restorer
+    with pytest.raises(UnusableInputsError, match=r"visit: 0.*no good pixels"):
+        BuildLatentCoaddTask(config=config).run(exposures=[read(image, 0)], patch=patch, band="i")
+
+
 def test_no_exposure_is_no_work(patch: PatchGrid) -> None:
     with pytest.raises(NoWorkFound, match="tract 0, patch 0"):
         run([], patch)

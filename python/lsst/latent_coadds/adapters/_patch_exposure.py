@@ -232,13 +232,32 @@ class PatchExposure:
                 "have a zero, negative or non-finite variance; mask them, or write the variance plane again.",
             )
         if self.n_good == 0:
-            raise BadInputError(
-                self.reader.name,
-                InputProblem.NO_GOOD_PIXELS,
-                "Every pixel in the patch is masked; leave it out of the data query, or reject fewer planes.",
-            )
+            raise self.make_masked_error()
         centre = self.bbox.x.center, self.bbox.y.center
         self.reader.compute_psf_kernel(x=centre[0], y=centre[1])
+
+    def make_masked_error(self) -> BadInputError:
+        """Return the error that says that nothing here can be used."""
+        return BadInputError(
+            self.reader.name,
+            InputProblem.NO_GOOD_PIXELS,
+            "Every pixel in the patch is masked; leave it out of the data query, or reject fewer planes.",
+        )
+
+    def covers(self, bbox: Box) -> bool:
+        """Return whether the detector reaches a part of the tract.
+
+        Parameters
+        ----------
+        bbox : `lsst.images.Box`
+            Tract pixels.
+
+        Returns
+        -------
+        covers : `bool`
+            Whether any of its pixels, masked or not, lies there.
+        """
+        return self._detector_box(*self.mapping.grid(bbox)) is not None
 
     @property
     def cached_bytes(self) -> int:

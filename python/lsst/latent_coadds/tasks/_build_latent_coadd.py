@@ -148,9 +148,7 @@ class BuildLatentCoaddTask(PipelineTask):
             on_bad(error)
         prepared = prepare_exposures(exposures, patch, settings, on_bad)
         if not prepared:
-            if metrics.rejected:
-                raise UnusableInputsError(metrics.rejected)
-            raise NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
+            raise self._explain_nothing(patch, metrics)
         metrics.add_timing("reading", time.perf_counter() - started)
         self.log.info(
             "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
@@ -162,6 +160,12 @@ class BuildLatentCoaddTask(PipelineTask):
             periodic.log("%s", line)
 
         result = restore_patch(prepared, patch, self.restorer, settings, metrics, report)
+        if not result.planes.n_image.any():
+            # The good pixels are all in the halo, beyond the patch.
+            for exposure in prepared:
+                if exposure.covers(patch.outer_bbox):
+                    on_bad(exposure.make_masked_error())
+            raise self._explain_nothing(patch, metrics)
         assembly = time.perf_counter()
         coadd = make_cell_coadd(
             result.planes, result.cells, prepared, patch, band=band, output_psf=result.psf
@@ -181,6 +185,12 @@ class BuildLatentCoaddTask(PipelineTask):
         )
         self._record(described)
         return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
+
+    def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> Exception:
+        """Return the error for a patch that no exposure contributes to."""
+        if metrics.rejected:
+            return UnusableInputsError(metrics.rejected)
+        return NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
 
     def _settings(self) -> RestorePatchSettings:
         config = self.config

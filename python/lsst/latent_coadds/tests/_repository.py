@@ -23,7 +23,7 @@ from typing import ClassVar
 import astropy.units as u
 from astropy.time import Time
 
-from lsst.daf.butler import Butler, DatasetRef
+from lsst.daf.butler import Butler, DatasetRef, MissingCollectionError, MissingDatasetTypeError
 from lsst.images import VisitImage
 
 from ..repository import (
@@ -52,12 +52,18 @@ class MockRepository:
         Side of the inner box of a patch, in pixels.
     border : `int`, optional
         How far the outer box reaches beyond it.
+    inputs : `str`, optional
+        Input collections of the pipeline.
+    data_query : `str`, optional
+        What the pipeline is run on.
     """
 
     root: Path
     n_patches: int = 1
     size: int = 64
     border: int = 8
+    inputs: str = "Mock/calexps,skymaps"
+    data_query: str = "skymap='mock' AND tract=0 AND band='i'"
 
     calexp_run: ClassVar[str] = "Mock/calexps"
     output: ClassVar[str] = "u/test/latent"
@@ -115,8 +121,8 @@ class MockRepository:
         # The one that belongs to this Python, if there is one.
         path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", "")))
         command = [shutil.which("pipetask", path=path) or "pipetask", "run", "-b", str(self.root)]
-        command += ["-i", f"{self.calexp_run},skymaps", "-o", self.output, "-p", str(pipeline)]
-        command += ["--register-dataset-types", "-d", "skymap='mock' AND tract=0 AND band='i'"]
+        command += ["-i", self.inputs, "-o", self.output, "-p", str(pipeline)]
+        command += ["--register-dataset-types", "-d", self.data_query]
         for name, value in (config or {}).items():
             command += ["-c", f"buildLatentCoadd:{name}={value}"]
         return [*command, *options]
@@ -124,10 +130,14 @@ class MockRepository:
     def run(
         self, *options: str, config: Mapping[str, object] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run the pipeline in a process of its own; see `command`."""
+        """Run the pipeline in a process of its own; see `command`.
+
+        All that it prints is in ``stdout`` of what is returned.
+        """
         return subprocess.run(
             self.command(*options, config=config),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             check=False,
@@ -142,12 +152,12 @@ class MockRepository:
             If a patch has more than one in the output collection's runs.
         """
         butler = Butler.from_config(self.root)
-        if not butler.collections.query(self.output):
-            return {}
         found: dict[int, DatasetRef] = {}
-        for ref in butler.query_datasets(
-            dataset_type, collections=self.output, find_first=False, explain=False
-        ):
+        try:
+            refs = butler.query_datasets(dataset_type, self.output, find_first=False, explain=False)
+        except (MissingCollectionError, MissingDatasetTypeError):
+            return found
+        for ref in refs:
             patch = int(ref.dataId["patch"])
             assert patch not in found, f"Patch {patch} has more than one {dataset_type}."
             found[patch] = ref
