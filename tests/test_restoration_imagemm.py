@@ -54,7 +54,8 @@ def test_identity_psf_returns_the_image(form: str) -> None:
     psf = np.zeros((1, 7, 7))
     psf[0, 3, 3] = 1.0
     stack = ExposureStack(image, np.full(image.shape, 0.01), np.ones(image.shape, dtype=bool), psf)
-    r = restore(stack, form=form, target_fwhm=0.0, tolerance=0.0, n_iter=30, n_realizations=0)
+    bare = {"target_fwhm": 0.0, "smooth_scale": 0.0, "n_realizations": 0}
+    r = restore(stack, form=form, tolerance=0.0, n_iter=30, **bare)
     np.testing.assert_allclose(r.image.numpy(), image[0], rtol=1e-3)
     assert float(r.psf.sum()) == pytest.approx(1.0) and float(r.psf.max()) == pytest.approx(1.0)
 

@@ -31,9 +31,14 @@ ProgressCallback = Callable[[int, int, float], None]
 
 @dataclasses.dataclass
 class Fit:
-    """A fitted latent image and how it came about."""
+    """A fitted latent image and how it came about.
 
-    latent: torch.Tensor
+    ``coefficients`` is what was fitted, ``transform`` the padded transform
+    of the latent image and ``gradient`` that of the gradient of the data term.
+    """
+
+    coefficients: torch.Tensor
+    transform: torch.Tensor
     gradient: torch.Tensor
     history: list[dict[str, Any]]
     n_iterations: int
@@ -41,30 +46,30 @@ class Fit:
 
 
 def evaluate(
-    operator: ConvolutionOperator, fidelity: HuberFidelity, latent: torch.Tensor
+    operator: ConvolutionOperator, fidelity: HuberFidelity, transform: torch.Tensor
 ) -> tuple[float, torch.Tensor]:
-    """Return the objective and its gradient; costs 2 T + 2 transforms.
+    """Return the data term and its gradient.
+
+    Costs 2 T real transforms; both ``transform`` of the latent image and the
+    gradient are padded transforms.
 
     Raises
     ------
     RestorationError
-        The objective is not finite.
+        The data term is not finite.
     """
-    transform = operator.transform(latent)
-    value = torch.zeros((), dtype=torch.float64, device=latent.device)
-    total: torch.Tensor | None = None
+    value = torch.zeros((), dtype=torch.float64, device=transform.device)
+    total = torch.zeros_like(transform)
     for which in operator.chunks():
         part, gradient = fidelity.value_and_gradient(operator.predict(transform, which), which)
         value += part
-        projected = operator.back_project(gradient, which)
-        total = projected if total is None else total.add_(projected)
-    assert total is not None
+        total += operator.back_project(gradient, which)
     objective = float(value)
     if not math.isfinite(objective):
         raise RestorationError(
             "The objective of ImageMM is not finite; check the scale of image and variance."
         )
-    return objective, operator.untransform(total)
+    return objective, total
 
 
 class _Monitor:
@@ -101,7 +106,7 @@ class _Monitor:
 def fit_accelerated(
     fidelity: HuberFidelity,
     quadratic: NonNegativeQuadratic,
-    latent: torch.Tensor,
+    coefficients: torch.Tensor,
     settings: ImageMMSettings,
     progress: ProgressCallback | None = None,
 ) -> Fit:
@@ -116,18 +121,23 @@ def fit_accelerated(
     """
     operator = quadratic.operator
     n_steps = settings.n_steps or min(max(10, operator.n_exposures), 40)
-    objective, gradient = evaluate(operator, fidelity, latent)
+    transform = quadratic.combine(coefficients)
+    objective, gradient = evaluate(operator, fidelity, transform)
+    objective += quadratic.penalty(coefficients)
     monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
-    accepted, previous, t, damping = latent, latent, 1.0, 1.0
+    accepted, previous, t, damping = coefficients, coefficients, 1.0, 1.0
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
         plain = quadratic.solve(accepted, gradient, n_steps, damping=damping)
         beta, following = momentum(t)
         candidate = torch.add(plain, plain - previous, alpha=beta).clamp_min_(0.0)
-        value, slope = evaluate(operator, fidelity, candidate)
+        trial = quadratic.combine(candidate)
+        value, slope = evaluate(operator, fidelity, trial)
+        value += quadratic.penalty(candidate)
         if value <= objective:
-            accepted, objective, gradient, previous, t = candidate, value, slope, plain, following
+            accepted, transform, objective, gradient = candidate, trial, value, slope
+            previous, t = plain, following
         else:
             # Back to the accepted point: without momentum, then with smaller steps.
             damping = damping if beta > 0.0 else 2.0 * damping
@@ -136,7 +146,7 @@ def fit_accelerated(
         if damping > 1e6:
             monitor.converged = True
             break
-    return Fit(accepted, gradient, monitor.history, iteration, monitor.converged)
+    return Fit(accepted, transform, gradient, monitor.history, iteration, monitor.converged)
 
 
 def fit_published(
@@ -159,7 +169,10 @@ def fit_published(
         latent = latent * ratio.clamp_(1.0 / settings.kappa, settings.kappa)
         objective, ratio = _published_ratio(operator, fidelity, latent)
         monitor.record(iteration, objective)
-    return Fit(latent, torch.zeros_like(latent), monitor.history, iteration, monitor.converged)
+    transform = operator.transform(latent)
+    return Fit(
+        latent[None], transform, torch.zeros_like(transform), monitor.history, iteration, monitor.converged
+    )
 
 
 def _published_ratio(

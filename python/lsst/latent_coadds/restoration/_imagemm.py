@@ -66,6 +66,8 @@ def restore_imagemm(
     result is ``h * c``, where the Gaussian c is such that ``s * c`` is the
     target PSF. So nothing in the result is narrower than c, and a star that
     h has to divide between neighbouring pixels is no wider than the target.
+    h itself is the sum of points and of Gaussians of ``smooth_scale``, where
+    points have a small price, so that galaxies are not broken into points.
 
     *Published form.* The multiplicative update of the bare latent image x >= 0,
     started from the clipped coadd; the result is convolved with the target
@@ -78,13 +80,13 @@ def restore_imagemm(
     coadd = direct_coadd(stack, DirectSettings(clip=True))
     accelerated = settings.form == "accelerated"
     spread, smoothing = _split_target(settings) if accelerated else (0.0, settings.target_fwhm)
-    operator = _make_operator(stack, spread)
-    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    operator = _make_operator(stack, spread, math.ceil(4.0 * settings.smooth_scale))
+    quadratic = _make_quadratic(operator, stack, settings)
     timings["prepare"] = time.perf_counter() - start
     if accelerated:
-        latent = _start_accelerated(stack, quadratic, coadd, settings.n_start)
+        coefficients = _start_accelerated(stack, quadratic, coadd, settings.n_start)
         timings["start"] = time.perf_counter() - start - timings["prepare"]
-        fit = fit_accelerated(fidelity, quadratic, latent, settings, progress)
+        fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress)
     else:
         latent = _start_published(stack, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress)
@@ -94,15 +96,19 @@ def restore_imagemm(
     corrects = accelerated and settings.residual_damping > 0.0
     correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
 
-    def finish(latent: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        total = latent if correction is None else latent + correction.apply(gradient)
-        return operator.crop(convolve(total, narrow))
+    def correct(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        return transform if correction is None else transform + correction.apply(gradient)
 
-    image = finish(fit.latent, fit.gradient)
-    realizations = realize_noise(fidelity, quadratic, fit.latent, finish, settings.n_realizations, generator)
+    def finish(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        latent = operator.untransform(correct(transform, gradient))
+        return operator.crop(convolve(latent, narrow))
+
+    image = finish(fit.transform, fit.gradient)
+    realizations = realize_noise(
+        fidelity, quadratic, fit.coefficients, finish, settings.n_realizations, generator
+    )
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
-    total = fit.latent if correction is None else fit.latent + correction.apply(fit.gradient)
-    transform = operator.transform(total)
+    transform = correct(fit.transform, fit.gradient)
     variance = smooth_variance(realizations, image) if len(realizations) else coadd.variance
     return assemble(
         stack,
@@ -135,10 +141,21 @@ def _split_target(settings: ImageMMSettings) -> tuple[float, float]:
     return spread, math.sqrt(target**2 - spread**2)
 
 
-def _make_operator(stack: ExposureStack, spread: float) -> ConvolutionOperator:
+def _make_operator(stack: ExposureStack, spread: float, padding: int) -> ConvolutionOperator:
     kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
     margin = min(stack.psf.shape[-1] // 2, 16)
-    return ConvolutionOperator(kernels, stack.shape, margin=margin)
+    return ConvolutionOperator(kernels, stack.shape, margin=margin, padding=padding)
+
+
+def _make_quadratic(
+    operator: ConvolutionOperator, stack: ExposureStack, settings: ImageMMSettings
+) -> NonNegativeQuadratic:
+    weights = stack.exposure_weights()
+    if settings.form == "published" or settings.smooth_scale <= 0.0:
+        return NonNegativeQuadratic(operator, weights)
+    return NonNegativeQuadratic(
+        operator, weights, scales=(0.0, settings.smooth_scale), penalties=(settings.point_penalty, 0.0)
+    )
 
 
 def _start_accelerated(
@@ -152,14 +169,14 @@ def _start_accelerated(
     operator = quadratic.operator
     weights = stack.exposure_weights()
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    latent = operator.extend(filled).clamp_min_(0.0)
-    transform = operator.transform(latent)
+    coefficients = quadratic.divide(operator.extend(filled).clamp_min_(0.0))
+    transform = quadratic.combine(coefficients)
     total = torch.zeros_like(transform)
     for which in operator.chunks():
         data = torch.where(coadd.kept[which], stack.image[which], filled)
         residual = operator.predict(transform, which) - data
         total += operator.back_project(weights[which, None, None] * residual, which)
-    return quadratic.solve(latent, operator.untransform(total), n_steps)
+    return quadratic.solve(coefficients, total, n_steps)
 
 
 def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:

@@ -31,6 +31,9 @@ class ConvolutionOperator:
     margin : `int`
         Pixels by which the latent image extends past the exposures on each
         side, so that sources outside of the frame can explain light inside.
+    padding : `int`, optional
+        Additional zeros, for a latent image that is itself a convolution and
+        reaches past its own edge by this much.
     chunk : `int`, optional
         Largest number of exposures to transform at once; chosen from the size
         by default, so that the work space stays near 256 MiB.
@@ -44,7 +47,13 @@ class ConvolutionOperator:
     """
 
     def __init__(
-        self, kernels: torch.Tensor, shape: tuple[int, int], *, margin: int = 0, chunk: int | None = None
+        self,
+        kernels: torch.Tensor,
+        shape: tuple[int, int],
+        *,
+        margin: int = 0,
+        padding: int = 0,
+        chunk: int | None = None,
     ) -> None:
         size = kernels.shape[-1]
         half = size // 2
@@ -52,7 +61,7 @@ class ConvolutionOperator:
         self.shape = shape
         self.margin = margin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
-        height, width = (good_fft_size(max(n + margin + max(margin, half), size)) for n in shape)
+        height, width = (good_fft_size(max(n + margin + max(margin, half) + padding, size)) for n in shape)
         self.fft_shape = (height, width)
         padded = kernels.new_zeros((kernels.shape[0], *self.fft_shape))
         padded[:, :size, :size] = kernels
@@ -69,20 +78,22 @@ class ConvolutionOperator:
 
     def transform(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of latent images (..., *latent_shape)."""
-        return torch.fft.rfft2(latent, s=self.fft_shape)
+        return torch.fft.rfft2(latent, s=self.fft_shape, dim=(-2, -1))
 
     def predict(self, transform: torch.Tensor, which: slice) -> torch.Tensor:
         """Return exposures ``which`` (n, H, W) for a transformed latent image."""
-        full = torch.fft.irfft2(self._transfer[which] * transform, s=self.fft_shape)
+        full = torch.fft.irfft2(self._transfer[which] * transform, s=self.fft_shape, dim=(-2, -1))
         return full[..., : self.shape[0], : self.shape[1]]
 
     def back_project(self, data: torch.Tensor, which: slice) -> torch.Tensor:
         """Return the transform of the adjoint applied to exposures ``which``."""
-        return (torch.fft.rfft2(data, s=self.fft_shape) * self._transfer[which].conj()).sum(dim=0)
+        return (torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1)) * self._transfer[which].conj()).sum(
+            dim=0
+        )
 
     def untransform(self, transform: torch.Tensor) -> torch.Tensor:
         """Return the latent image of a transform that was summed up."""
-        full = torch.fft.irfft2(transform, s=self.fft_shape)
+        full = torch.fft.irfft2(transform, s=self.fft_shape, dim=(-2, -1))
         return full[..., : self.latent_shape[0], : self.latent_shape[1]]
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:

@@ -13,9 +13,11 @@ from __future__ import annotations
 __all__ = ("NonNegativeQuadratic", "momentum")
 
 import math
+from collections.abc import Sequence
 
 import torch
 
+from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel
 from ._operators import ConvolutionOperator
 
 
@@ -26,11 +28,13 @@ def momentum(t: float) -> tuple[float, float]:
 
 
 class NonNegativeQuadratic:
-    """Minimise ``<gradient, z - x> + (z - x)' B (z - x) / 2`` over z >= 0.
+    """Local quadratic models of the data term, in non-negative coefficients.
 
-    ``B`` is the curvature of the data term for spatially constant weights: a
-    convolution, so a step costs two real transforms of one image, whatever
-    the number of exposures.
+    The latent image is a sum over scales: coefficients ``z`` of shape
+    (S, *latent_shape), z >= 0, each convolved with a Gaussian of its scale.
+    The curvature of the data term for spatially constant weights is a
+    convolution too, so a step costs two real transforms of one image per
+    scale, whatever the number of exposures.
 
     Parameters
     ----------
@@ -38,29 +42,69 @@ class NonNegativeQuadratic:
         The forward model.
     weights : `torch.Tensor`, shape (T,)
         Weight of each exposure.
+    scales : `~collections.abc.Sequence` [ `float` ], optional
+        Standard deviations of the Gaussians in pixels; 0 is a point.
+    penalties : `~collections.abc.Sequence` [ `float` ], optional
+        Price of a coefficient of each scale, in units of the noise of the
+        gradient with respect to it.
     """
 
-    def __init__(self, operator: ConvolutionOperator, weights: torch.Tensor) -> None:
+    def __init__(
+        self,
+        operator: ConvolutionOperator,
+        weights: torch.Tensor,
+        *,
+        scales: Sequence[float] = (0.0,),
+        penalties: Sequence[float] = (0.0,),
+    ) -> None:
         self.operator = operator
         self.curvature = operator.power(weights)
-        self._largest = float(self.curvature[0, 0])
-        self._floor = 0.01 / math.sqrt(float(weights.sum()))
+        self._floor = 0.01 / math.sqrt(float(weights.sum())) / len(scales)
+        largest_size = (min(operator.fft_shape) - 1) // 2 * 2 + 1
+        profiles = []
+        for scale in scales:
+            size = min(2 * math.ceil(5.0 * scale) + 1, largest_size)
+            kernel = gaussian_kernel(FWHM_PER_SIGMA * scale, size).to(self.curvature.device)
+            profiles.append(centred_rfft2(kernel, operator.fft_shape).real.to(self.curvature))
+        self._profiles = torch.stack(profiles)
+        power = self.curvature * self._profiles**2
+        self._largest = power[:, :1, :1].clone() * len(scales)
+        noise = torch.fft.irfft2(power, s=operator.fft_shape, dim=(-2, -1))[:, :1, :1].clamp_min(0.0).sqrt()
+        self._prices = noise * power.new_tensor(list(penalties))[:, None, None]
 
-    def apply(self, z: torch.Tensor) -> torch.Tensor:
-        """Return ``B z`` for a latent image."""
-        return self.operator.untransform(self.curvature * self.operator.transform(z))
+    @property
+    def n_scales(self) -> int:
+        """Number of scales, S."""
+        return len(self._profiles)
+
+    def combine(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of the latent image of coefficients."""
+        return (self.operator.transform(z) * self._profiles).sum(dim=0)
+
+    def latent(self, z: torch.Tensor) -> torch.Tensor:
+        """Return the latent image of coefficients."""
+        return self.operator.untransform(self.combine(z))
+
+    def divide(self, latent: torch.Tensor) -> torch.Tensor:
+        """Return coefficients that share a non-negative image among scales."""
+        return latent.expand(self.n_scales, -1, -1) / self.n_scales
+
+    def penalty(self, z: torch.Tensor) -> float:
+        """Return the price of coefficients."""
+        return float((z.sum(dim=(1, 2), dtype=torch.float64) * self._prices[:, 0, 0]).sum())
 
     def solve(
-        self, x: torch.Tensor, gradient: torch.Tensor, n_steps: int, *, damping: float = 1.0
+        self, z: torch.Tensor, gradient: torch.Tensor, n_steps: int, *, damping: float = 1.0
     ) -> torch.Tensor:
-        """Return an approximate minimiser.
+        """Return approximate minimisers of a quadratic model plus the price.
 
         Parameters
         ----------
-        x : `torch.Tensor`
-            Non-negative latent image: the expansion point and the start.
+        z : `torch.Tensor`, shape (S, *latent_shape)
+            Non-negative coefficients: the expansion point and the start.
         gradient : `torch.Tensor`
-            Gradient at ``x``.
+            Padded transform of the gradient of the data term with respect to
+            the latent image, at ``z``.
         n_steps : `int`
             Number of steps.
         damping : `float`, optional
@@ -72,22 +116,29 @@ class NonNegativeQuadratic:
         its own brightness over that of its surroundings, as in
         multiplicative updates, so that light concentrates into stars soon.
         """
-        target = damping * self.apply(x) - gradient
-        z, t = x, 1.0
-        step = x
+        curvature = damping * self.curvature
+        target = curvature * self.combine(z) - gradient
+        ahead, t = z, 1.0
+        step = z
         for i in range(n_steps):
             if i % 4 == 0:
-                step = self._step_lengths(x, damping)
-            new = (z - step * (damping * self.apply(z) - target)).clamp_min_(0.0)
-            if float(((z - new) / step * (new - x)).sum()) > 0.0:
+                step = self._step_lengths(z, damping)
+            slope = self._project(curvature * self.combine(ahead) - target).add_(self._prices)
+            new = torch.addcmul(ahead, step, slope, value=-1.0).clamp_min_(0.0)
+            if float(((ahead - new) / step * (new - z)).sum()) > 0.0:
                 t = 1.0
             beta, t = momentum(t)
-            z = torch.add(new, new - x, alpha=beta).clamp_min_(0.0)
-            x = new
-        return x
+            ahead = torch.add(new, new - z, alpha=beta).clamp_min_(0.0)
+            z = new
+        return z
 
-    def _step_lengths(self, x: torch.Tensor, damping: float) -> torch.Tensor:
-        x = x.clamp_min(self._floor)
+    def _project(self, transform: torch.Tensor) -> torch.Tensor:
+        """Apply the adjoint of `combine`."""
+        return self.operator.untransform(transform * self._profiles)
+
+    def _step_lengths(self, z: torch.Tensor, damping: float) -> torch.Tensor:
+        z = z.clamp_min(self._floor)
         scale = damping * self._largest
-        lengths = x / (damping * self.apply(x)).clamp_min_(1e-6 * scale * self._floor)
-        return lengths.clamp_(0.3 / scale, 30.0 / scale)
+        curved = self._project(damping * self.curvature * self.combine(z))
+        lengths = z / torch.maximum(curved, 1e-6 * scale * self._floor)
+        return torch.minimum(torch.maximum(lengths, 0.3 / scale), 30.0 / scale)

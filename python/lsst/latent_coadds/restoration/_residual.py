@@ -44,8 +44,7 @@ class ResidualCorrection:
     """
 
     def __init__(self, quadratic: NonNegativeQuadratic, spread: float, damping: float) -> None:
-        self.operator = quadratic.operator
-        shape = self.operator.fft_shape
+        shape = quadratic.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
         power = centred_rfft2(kernel, shape).real.to(quadratic.curvature) ** 2
@@ -53,5 +52,16 @@ class ResidualCorrection:
         self._filter = power * total / (total**2 + (damping * float(total[0, 0])) ** 2)
 
     def apply(self, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the correction (latent shape) for a gradient at a solution."""
-        return self.operator.untransform(self._filter * self.operator.transform(-gradient))
+        """Return the correction of a latent image.
+
+        Parameters
+        ----------
+        gradient : `torch.Tensor`
+            Padded transform of the gradient at the solution.
+
+        Returns
+        -------
+        correction : `torch.Tensor`
+            Padded transform of the correction.
+        """
+        return self._filter * -gradient

@@ -91,9 +91,21 @@ class ImageMMSettings(_Checked):
         max=1.0,
     )
     residual_damping: float = _setting(
-        0.1,
+        0.08,
         "Accelerated form: response of the PSFs, relative to that at zero frequency, below which the linear "
         "correction for what the non-negative solution missed fades out; 0 leaves the correction out.",
+        min=0.0,
+    )
+    smooth_scale: float = _setting(
+        2.5,
+        "Accelerated form: standard deviation (latent px) of the second component, Gaussians for extended "
+        "sources; 0 leaves points alone.",
+        min=0.0,
+    )
+    point_penalty: float = _setting(
+        0.4,
+        "Accelerated form: price of points against Gaussians, in units of the noise of the gradient. Higher "
+        "makes smoother galaxies and sky, and takes light from faint stars.",
         min=0.0,
     )
     n_start: int = _setting(

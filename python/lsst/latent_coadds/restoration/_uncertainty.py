@@ -25,7 +25,7 @@ from ._proximal import NonNegativeQuadratic
 def realize_noise(
     fidelity: HuberFidelity,
     quadratic: NonNegativeQuadratic,
-    latent: torch.Tensor,
+    coefficients: torch.Tensor,
     finish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     n_realizations: int,
     generator: torch.Generator,
@@ -39,10 +39,11 @@ def realize_noise(
     ----------
     fidelity, quadratic
         The problem that was solved.
-    latent : `torch.Tensor`
+    coefficients : `torch.Tensor`
         Its solution.
     finish : `~collections.abc.Callable`
-        Turns a solution and the gradient there into the final image (H, W).
+        Turns the transforms of a latent image and of the gradient there into
+        the final image (H, W).
     n_realizations : `int`
         Number of refits.
     generator : `torch.Generator`
@@ -66,11 +67,11 @@ def realize_noise(
     noise are not in it.
     """
     operator = quadratic.operator
-    latent = latent * _find_sources(fidelity, quadratic)
-    transform = operator.transform(latent)
+    coefficients = coefficients * _find_sources(fidelity, quadratic)
+    transform = quadratic.combine(coefficients)
     covered = fidelity.inverse_sigma > 0
     sigma = torch.where(covered, 1.0 / fidelity.inverse_sigma, torch.zeros_like(fidelity.inverse_sigma))
-    reference = finish(latent, torch.zeros_like(latent))
+    reference = finish(transform, torch.zeros_like(transform))
     results = []
     for _ in range(n_realizations):
         data = torch.empty_like(sigma)
@@ -78,10 +79,11 @@ def realize_noise(
             noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
             data[which] = operator.predict(transform, which) + noise.to(sigma.device) * sigma[which]
         problem = HuberFidelity(data * covered, fidelity.inverse_sigma, fidelity.delta)
-        refit = latent
+        refit, seen = coefficients, transform
         for _ in range(n_iter):
-            refit = quadratic.solve(refit, evaluate(operator, problem, refit)[1], n_steps)
-        results.append(finish(refit, evaluate(operator, problem, refit)[1]) - reference)
+            refit = quadratic.solve(refit, evaluate(operator, problem, seen)[1], n_steps)
+            seen = quadratic.combine(refit)
+        results.append(finish(seen, evaluate(operator, problem, seen)[1]) - reference)
     if not results:
         return reference.new_zeros((0, *reference.shape))
     return torch.stack(results)
@@ -92,11 +94,11 @@ def _find_sources(
 ) -> torch.Tensor:
     """Return where (latent shape) a matched filter finds something."""
     operator = quadratic.operator
-    sky = torch.zeros(operator.latent_shape, dtype=fidelity.image.dtype, device=fidelity.image.device)
-    signal = -evaluate(operator, fidelity, sky)[1]
+    sky = torch.zeros_like(operator.transform(fidelity.image[0]))
+    signal = -operator.untransform(evaluate(operator, fidelity, sky)[1])
     # The mean of a transform is the value at the origin: the summed squares of the kernels.
     noise = torch.fft.irfft2(quadratic.curvature, s=operator.fft_shape)[0, 0].sqrt()
-    found = (signal > threshold * noise).to(sky.dtype)
+    found = (signal > threshold * noise).to(signal.dtype)
     size = 2 * grow + 1
     return torch.nn.functional.max_pool2d(found[None, None], size, stride=1, padding=grow)[0, 0]
 
