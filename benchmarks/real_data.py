@@ -13,6 +13,8 @@ the latent coadds of either half of the exposures.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -87,55 +89,75 @@ def measure(image: np.ndarray, x: float, y: float, psf: np.ndarray | None, radiu
     }
 
 
-def star_tables(
+def measure_stars(
     exposures: dict[str, Any], coadds: dict[str, Any], tract: WCS, positions: list[tuple[float, float]]
-) -> str:
-    """Tables of all figures that concern the stars."""
-    widths, rings, fluxes, halves = [], [], [], []
+) -> list[dict[str, Any]]:
+    """All figures of each star."""
+    result = []
     for star, (x, y) in zip(STARS, positions, strict=True):
+        row: dict[str, Any] = {"star": star}
         before = []
         for exposure in exposures.values():
             pixel = exposure.sky_projection.sky_to_pixel(tract.pixel_to_world(x, y))
             shape = measure_star(exposure.image.array, float(pixel.x), float(pixel.y))
             before.append(shape.fwhm if shape else np.nan)
-        found = {
-            name: measure(c.image.array, x, y, kernel(c, x, y), 8.0 if name == "plain" else 5.0)
-            for name, c in coadds.items()
-        }
-        plain, latent = found["plain"], found["latent"]
-        target = measure_kernel(kernel(coadds["latent"], x, y))
-        ratio = latent["fwhm"] / target
-        widths.append(
-            (star, np.nanmin(before), np.nanmedian(before), np.nanmax(before))
-            + (plain["fwhm"], latent["fwhm"], target, ratio)
+        row |= {"sharpest": np.nanmin(before), "median": np.nanmedian(before), "widest": np.nanmax(before)}
+        for name, coadd in coadds.items():
+            radius = 8.0 if name.startswith("plain") else 5.0
+            found = measure(coadd.image.array, x, y, kernel(coadd, x, y), radius)
+            row |= {f"{name} {key}": value for key, value in found.items()}
+        row["target"] = measure_kernel(kernel(coadds["latent"], x, y))
+        result.append(row)
+    return result
+
+
+def star_tables(stars: list[dict[str, Any]]) -> str:
+    """Lay the figures of the stars out."""
+
+    def table(columns: dict[str, Any], decimals: int) -> str:
+        return format_table(
+            tuple(columns), [[c(s) for c in columns.values()] for s in stars], decimals=decimals
         )
-        rings.append((star, 100 * plain["negative"], 100 * latent["negative"], 100 * latent["rise"]))
-        fluxes.append((star, plain["flux"], latent["flux"], 100 * (latent["flux"] / plain["flux"] - 1)))
-        a, b = found["latent 2016"], found["latent 2018"]
-        p, q = found["plain 2016"], found["plain 2018"]
-        halves.append(
-            (star, a["fwhm"] / target, b["fwhm"] / target, b["x"] - a["x"], b["y"] - a["y"])
-            + (100 * (q["flux"] / p["flux"] - 1), 100 * (b["flux"] / a["flux"] - 1))
-        )
+
+    def per_cent(a: str, b: str) -> Any:
+        return lambda s: 100 * (s[a] / s[b] - 1)
+
+    name = {"star": itemgetter("star")}
+    widths = name | {k: itemgetter(k) for k in ("sharpest", "median", "widest")}
+    widths |= {
+        "plain": itemgetter("plain fwhm"),
+        "latent": itemgetter("latent fwhm"),
+        "target": itemgetter("target"),
+        "latent/target": lambda s: s["latent fwhm"] / s["target"],
+    }
+    rings = name | {
+        "plain: depth": lambda s: 100 * s["plain negative"],
+        "latent: depth": lambda s: 100 * s["latent negative"],
+        "latent: rise": lambda s: 100 * s["latent rise"],
+    }
+    fluxes = name | {
+        "plain": itemgetter("plain flux"),
+        "latent": itemgetter("latent flux"),
+        "latent/plain - 1, %": per_cent("latent flux", "plain flux"),
+    }
+    halves = name | {
+        "FWHM/target 2016": lambda s: s["latent 2016 fwhm"] / s["target"],
+        "FWHM/target 2018": lambda s: s["latent 2018 fwhm"] / s["target"],
+        "dx px": lambda s: s["latent 2018 x"] - s["latent 2016 x"],
+        "dy px": lambda s: s["latent 2018 y"] - s["latent 2016 y"],
+        "plain flux, %": per_cent("plain 2018 flux", "plain 2016 flux"),
+        "latent flux, %": per_cent("latent 2018 flux", "latent 2016 flux"),
+    }
     return "\n".join(
         [
             "FWHM in pixels: the exposures, the plain coadd, the latent coadd and its target",
-            format_table(
-                ("star", "sharpest", "median", "widest", "plain", "latent", "target", "latent/target"),
-                widths,
-                decimals=3,
-            ),
-            f"\nRings within {RING_RADIUS:g} px, in per cent of the peak (azimuthal means outside one FWHM)",
-            format_table(("star", "plain: depth", "latent: depth", "latent: rise"), rings, decimals=2),
-            f"\nFlux in an aperture of {APERTURE:g} px with each image's PSF beyond it, nominal nJy",
-            format_table(("star", "plain", "latent", "latent/plain - 1, %"), fluxes, decimals=2),
-            "\nLatent coadds of the 2016 and of the 2018 half",
-            format_table(
-                ("star", "FWHM/target 2016", "FWHM/target 2018", "dx px", "dy px")
-                + ("plain flux: 2018/2016 - 1, %", "latent flux: 2018/2016 - 1, %"),
-                halves,
-                decimals=3,
-            ),
+            table(widths, 3),
+            f"Rings within {RING_RADIUS:g} px, per cent of the peak (azimuthal means outside one FWHM)",
+            table(rings, 2),
+            f"Flux in an aperture of {APERTURE:g} px, divided by the part of the PSF in it, nominal nJy",
+            table(fluxes, 2),
+            "Coadds of the 2016 and of the 2018 half: widths, and 2018 against 2016",
+            table(halves, 3),
         ]
     )
 
@@ -169,7 +191,7 @@ def sky_table(coadds: dict[str, Any], empty: np.ndarray) -> str:
             (f"{kind} 2018 - 2016", float(np.median(difference)), robust_rms(difference))
             + (robust_rms(difference / scale), np.nan, np.nan)
         )
-    return "\nEmpty sky\n" + format_table(
+    return "Empty sky\n" + format_table(
         ("image", "median", "rms", "rms/predicted", "REJECTED %", "CLIPPED %"), rows, decimals=3
     )
 
@@ -185,20 +207,43 @@ def empty_sky(image: np.ndarray) -> np.ndarray:
     return empty
 
 
-def main() -> None:
-    """Measure, print, and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("repo", type=Path, help="the repository")
-    parser.add_argument(
-        "--prefix", default="u/decam", help="output collections are PREFIX/{direct,imagemm}/…"
-    )
-    parser.add_argument("--restorer", default="imagemm", help="restorer of the latent coadds")
-    parser.add_argument("--reference", default="04a", help="exposure in whose pixels the stars are given")
-    parser.add_argument("--shown", default="18c", help="exposure to show")
-    parser.add_argument("--figure", type=Path, help="PNG to write")
-    arguments = parser.parse_args()
-    butler = Butler.from_config(arguments.repo)
-    prefix, restorer = arguments.prefix, arguments.restorer
+@dataclass
+class Figures:
+    """Coadds and exposures of a repository, and what was measured on them."""
+
+    exposures: dict[str, Any]
+    coadds: dict[str, Any]
+    tract: WCS
+    places: list[tuple[float, float]]
+    stars: list[dict[str, Any]]
+
+    def text(self) -> str:
+        """All tables."""
+        empty = empty_sky(self.coadds["plain"].image.array)
+        return star_tables(self.stars) + "\n" + sky_table(self.coadds, empty)
+
+    def draw(self, path: Path, shown: str) -> None:
+        """Draw an exposure, the coadds and the halves, with the stars enlarged."""
+        shape = self.coadds["plain"].image.array.shape
+        images = {
+            f"exposure {shown}": on_tract(self.exposures[shown], self.tract, shape),
+            "plain coadd": self.coadds["plain"].image.array,
+            "latent coadd": self.coadds["latent"].image.array,
+            "latent, 2016 half": self.coadds["latent 2016"].image.array,
+            "latent, 2018 half": self.coadds["latent 2018"].image.array,
+        }
+        noise = 2.0 * robust_rms(images["plain coadd"])
+        figure = comparison_figure(
+            images, noise=noise, brightest=1000.0 * noise, zooms=self.places, unit="nominal nJy per pixel"
+        )
+        figure.savefig(path, dpi=60)
+
+
+def measure_repository(
+    repo: Path, *, prefix: str = "u/decam", restorer: str = "imagemm", reference: str = "04a"
+) -> Figures:
+    """Read all coadds of a repository and measure the stars."""
+    butler = Butler.from_config(repo)
     coadds = read_coadds(
         butler,
         {"plain": f"{prefix}/direct/all", "latent": f"{prefix}/{restorer}/all"}
@@ -209,25 +254,25 @@ def main() -> None:
     box = coadds["plain"].bbox
     geometry = butler.get("sky_map_geometry", skymap=SKYMAP, collections="skymaps")
     tract = WCS(geometry["tracts"]["0"]["wcs"]).slice((slice(box.y.start, None), slice(box.x.start, None)))
-    reference = exposures[arguments.reference].sky_projection
-    points = [reference.pixel_to_sky(XY(x=float(x), y=float(y))) for x, y in (*STARS, GALAXY)]
-    places = [tuple(float(v) for v in tract.world_to_pixel(point)) for point in points]
-    print(star_tables(exposures, coadds, tract, places[: len(STARS)]))
-    print(sky_table(coadds, empty_sky(coadds["plain"].image.array)))
+    projection = exposures[reference].sky_projection
+    points = [projection.pixel_to_sky(XY(x=float(x), y=float(y))) for x, y in (*STARS, GALAXY)]
+    places = [(float(x), float(y)) for x, y in (tract.world_to_pixel(point) for point in points)]
+    return Figures(exposures, coadds, tract, places, measure_stars(exposures, coadds, tract, places[:4]))
+
+
+def main() -> None:
+    """Measure, print, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("repo", type=Path, help="the repository")
+    parser.add_argument("--prefix", default="u/decam", help="coadds are in PREFIX/RESTORER/{all,2016,2018}")
+    parser.add_argument("--restorer", default="imagemm", help="restorer of the latent coadds")
+    parser.add_argument("--shown", default="18c", help="exposure to show")
+    parser.add_argument("--figure", type=Path, help="PNG to write")
+    arguments = parser.parse_args()
+    figures = measure_repository(arguments.repo, prefix=arguments.prefix, restorer=arguments.restorer)
+    print(figures.text())
     if arguments.figure:
-        shown = exposures[arguments.shown]
-        images = {
-            f"exposure {arguments.shown}": on_tract(shown, tract, coadds["plain"].image.array.shape),
-            "plain coadd": coadds["plain"].image.array,
-            "latent coadd": coadds["latent"].image.array,
-            "latent, 2016 half": coadds["latent 2016"].image.array,
-            "latent, 2018 half": coadds["latent 2018"].image.array,
-        }
-        noise = 2.0 * robust_rms(images["plain coadd"])
-        figure = comparison_figure(
-            images, noise=noise, brightest=1000.0 * noise, zooms=places, unit="nominal nJy per pixel"
-        )
-        figure.savefig(arguments.figure, dpi=70)
+        figures.draw(arguments.figure, arguments.shown)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,7 @@ def measure_stars(
     *,
     min_snr: float = 30.0,
     size_tolerance: float = 0.25,
+    max_stars: int = 300,
 ) -> Table:
     """Fit the PSF to every source of its size.
 
@@ -71,6 +72,8 @@ def measure_stars(
         Least signal-to-noise ratio.
     size_tolerance : `float`, optional
         Largest relative deviation from the size of the PSF.
+    max_stars : `int`, optional
+        Brightest stars to measure.
 
     Returns
     -------
@@ -100,6 +103,8 @@ def measure_stars(
             norm=psf.norm,
         )
         if fit.converged and fit.chi2 < 25.0:
+            if len(rows) == max_stars:
+                break
             rows.append((fit.x, fit.y, fit.position_error, fit.flux, fit.flux_error, fit.chi2))
     table = Table(rows=rows, names=names) if rows else Table(names=names, dtype=(float,) * len(names))
     table["ra"], table["dec"] = wcs.all_pix2world(table["x"], table["y"], 0)

@@ -116,9 +116,9 @@ def import_exposures(
 
     Notes
     -----
-    Each exposure is written in a transaction of its own. One that cannot be
-    used is reported as failed, and the others carry on; a second call then
-    skips those that are present. Nothing that the repository holds is
+    An exposure is written when everything about it is known. One that cannot
+    be used is reported as failed, and the others carry on; a second call
+    then skips those that are present. Nothing that the repository holds is
     changed, unless ``replace`` is set.
     """
     settings = settings or ImportSettings()

@@ -102,7 +102,7 @@ def prepare_exposure(
         psf, n_stars = _make_psf(exposure, image, variance, bad, sources, settings)
     except BadExposureError:
         raise
-    except ValueError as e:
+    except (ValueError, RuntimeError, np.linalg.LinAlgError) as e:
         raise BadExposureError(exposure.name, str(e)) from e
     zero_point = settings.nominal_zero_point if exposure.zero_point is None else exposure.zero_point
     unit = 10.0 ** (0.4 * (31.4 - zero_point))

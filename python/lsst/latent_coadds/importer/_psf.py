@@ -20,7 +20,7 @@ from astropy.table import Table
 if TYPE_CHECKING:
     import piff
 
-_SILENT = logging.getLogger("lsst.latent_coadds.importer.piff")
+_LOG = logging.getLogger(__name__)
 _LANCZOS = "galsim.Lanczos(5)"
 
 
@@ -223,8 +223,14 @@ def fit_psf(
     moffat = _fit_moffat(piff_stars, stars, settings)
     snr = float(np.sqrt(np.sum(np.asarray(stars["snr"], dtype=float) ** 2)))
     use_grid = settings.model == "grid" or (settings.model == "auto" and snr >= settings.grid_snr)
-    psf = _fit_grid(piff_stars, moffat, fwhm, half, settings) if use_grid else moffat
-    name = "grid" if use_grid else "moffat"
+    psf, name = moffat, "moffat"
+    if use_grid:
+        try:
+            psf, name = _fit_grid(piff_stars, moffat, fwhm, half, settings), "grid"
+        except (RuntimeError, np.linalg.LinAlgError) as e:
+            if settings.model == "grid":
+                raise ValueError(f"the pixel grid cannot be fitted ({e}); use the Moffat model.") from e
+            _LOG.warning("The pixel grid cannot be fitted (%s); the PSF is a Moffat profile.", e)
     fit = PsfFit(psf, 2 * half + 1, fwhm, name, len(stars), float("nan"))
     width = kernel_fwhm(fit.kernel(float(np.mean(stars["x"])), float(np.mean(stars["y"]))))
     return dataclasses.replace(fit, fwhm=width, chi2=_chi2(psf, piff_stars, 2.0 * width))
@@ -264,7 +270,7 @@ def _fit_moffat(stars: list[piff.Star], table: Table, settings: PsfSettings) -> 
         # The star profile is fitted with the pixel in it: no further
         # integration over pixels, which is also a hundred times faster.
         psf = piff.SimplePSF(piff.Moffat(beta=beta, include_pixel=False), piff.Mean())
-        psf.fit([piff.Star(s.data, None) for s in bright], {0: galsim.PixelScale(1.0)}, None, logger=_SILENT)
+        psf.fit([piff.Star(s.data, None) for s in bright], {0: galsim.PixelScale(1.0)}, None, logger=_LOG)
         if best is None or psf.chisq < best[0]:
             best = (psf.chisq, psf)
     assert best is not None
@@ -289,7 +295,7 @@ def _fit_grid(
     psf = piff.SimplePSF(
         piff.PixelGrid(scale, size, interp=_LANCZOS), piff.BasisPolynomial(order=order), chisq_thresh=0.01
     )
-    psf.fit([piff.Star(s.data, None) for s in stars], {0: galsim.PixelScale(1.0)}, None, logger=_SILENT)
+    psf.fit([piff.Star(s.data, None) for s in stars], {0: galsim.PixelScale(1.0)}, None, logger=_LOG)
     coefficients = np.array(psf.interp.q, dtype=float)
     centre = stars[0].image_pos
     wide = 2 * int(np.ceil((half + 6) / scale)) + 1
