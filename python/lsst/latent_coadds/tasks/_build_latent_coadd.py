@@ -186,7 +186,7 @@ class BuildLatentCoaddTask(PipelineTask):
         self._record(described)
         return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
 
-    def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> Exception:
+    def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> BaseException:
         """Return the error for a patch that no exposure contributes to."""
         if metrics.rejected:
             return UnusableInputsError(metrics.rejected)
