@@ -44,6 +44,14 @@ class Fit:
     n_iterations: int
     converged: bool
 
+    def then(self, following: Fit) -> Fit:
+        """Return a fit that went on from this one, with both histories."""
+        first = self.n_iterations
+        later = [{**entry, "iteration": entry["iteration"] + first} for entry in following.history[1:]]
+        return dataclasses.replace(
+            following, history=self.history + later, n_iterations=first + following.n_iterations
+        )
+
 
 def evaluate(
     operator: ConvolutionOperator, fidelity: HuberFidelity, transform: torch.Tensor

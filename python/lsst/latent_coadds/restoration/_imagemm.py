@@ -26,11 +26,15 @@ from ._holes import fill_holes
 from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
+from ._rejection import reject_outliers
 from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
 from ._uncertainty import realize_noise, smooth_variance
+
+_REJECTIONS = 2
+"""How often outliers are looked for and the fit is made again."""
 
 
 def restore_imagemm(
@@ -87,6 +91,13 @@ def restore_imagemm(
         coefficients = _start_accelerated(stack, quadratic, coadd, settings.n_start)
         timings["start"] = time.perf_counter() - start - timings["prepare"]
         fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress)
+        for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
+            rejected = reject_outliers(operator, fidelity, fit.transform, settings.reject_sigma)
+            if not bool(rejected.any()):
+                break
+            kept = fidelity.inverse_sigma.masked_fill(rejected, 0.0)
+            fidelity = HuberFidelity(stack.image, kept, settings.huber_delta)
+            fit = fit.then(fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress))
     else:
         latent = _start_published(stack, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress)
@@ -116,7 +127,9 @@ def restore_imagemm(
         variance=variance,
         psf=gaussian_kernel(settings.target_fwhm, size, dtype=stack.image.dtype),
         model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
-        clipped=lambda t, residual: residual.abs() > 2.0 * settings.huber_delta,
+        clipped=lambda t, residual: (
+            (residual.abs() > 2.0 * settings.huber_delta) | (stack.good[t] & (fidelity.inverse_sigma[t] == 0))
+        ),
         noise_realizations=realizations,
         history=fit.history,
         n_iterations=fit.n_iterations,

@@ -122,6 +122,12 @@ class ImageMMSettings(_Checked):
     )
     time_limit: float = _setting(0.0, "Stop after this many seconds; 0 means no limit.", min=0.0)
     huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
+    reject_sigma: float = _setting(
+        6.0,
+        "Accelerated form: after a first fit, pixels that one exposure has and the model lacks by more than "
+        "this many sigma (and a tenth of the model) are left out of a second one; 0 keeps them.",
+        min=0.0,
+    )
     kappa: float = _setting(2.0, "Largest factor by which a published update changes a pixel.", min=1.0)
     n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
 

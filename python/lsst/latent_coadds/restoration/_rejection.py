@@ -1,0 +1,75 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Rejection of what one exposure has and the fitted sky does not."""
+
+from __future__ import annotations
+
+__all__ = ("reject_outliers",)
+
+import torch
+
+from ._fidelity import HuberFidelity
+from ._operators import ConvolutionOperator
+
+_GROWTH = 3
+"""Steps by which an outlier spreads over neighbours that deviate less."""
+
+
+def reject_outliers(
+    operator: ConvolutionOperator,
+    fidelity: HuberFidelity,
+    transform: torch.Tensor,
+    n_sigma: float,
+    tolerance: float = 0.1,
+) -> torch.Tensor:
+    """Find pixels of single exposures that the model does not explain.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        Forward model.
+    fidelity : `HuberFidelity`
+        The data.
+    transform : `torch.Tensor`, complex
+        Transform of the latent image that was fitted.
+    n_sigma : `float`
+        Residual at which a pixel is an outlier. Pixels beside an outlier
+        with more than half of it, such as the wings of a satellite trail,
+        belong to it.
+    tolerance : `float`, optional
+        Deviation that is tolerated in addition, in units of the brightest
+        model pixel among the neighbours: what a PSF model or a calibration
+        may be wrong by.
+
+    Returns
+    -------
+    outliers : `torch.Tensor` of bool, shape (T, H, W)
+        Pixels not to use.
+
+    Notes
+    -----
+    The Huber loss lets an outlier pull with a force of delta, whatever its
+    size. That is harmless for a single pixel, but a trail pulls coherently
+    along its length; so what cannot be sky is taken out altogether.
+    """
+    outliers = torch.zeros_like(fidelity.image, dtype=torch.bool)
+    for which in operator.chunks():
+        model = operator.predict(transform, which)
+        allowed = tolerance * _dilate(model.clamp_min(0.0)) * fidelity.inverse_sigma[which]
+        excess = fidelity.residual(model, which).abs() - allowed
+        found, near = excess > n_sigma, excess > 0.5 * n_sigma
+        for _ in range(_GROWTH):
+            found = found | (near & (_dilate(found.to(excess)) > 0))
+        outliers[which] = (_dilate(found.to(excess)) > 0) & (fidelity.inverse_sigma[which] > 0)
+    return outliers
+
+
+def _dilate(planes: torch.Tensor) -> torch.Tensor:
+    """Return the largest value among the pixel and its neighbours."""
+    return torch.nn.functional.max_pool2d(planes[:, None], 3, stride=1, padding=1)[:, 0]
