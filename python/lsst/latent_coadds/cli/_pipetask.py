@@ -104,14 +104,20 @@ def run_pipeline(repo: Path, settings: SceneSettings, *, output: str, restorer: 
         return
     pipeline = resources.files("lsst.latent_coadds") / "resources" / "pipelines" / "latent_coadd.yaml"
     query = f"skymap='{settings.skymap}' AND tract=0 AND band='{settings.band}'"
-    resume = ["--extend-run", "--skip-existing", "--clobber-outputs"] if state == "begun" else []
-    run_command(
-        [
-            *("pipetask", "run", "-b", repo, "-i", f"{CALEXP_RUN},skymaps", "-o", output),
-            *("-p", _shorten(str(pipeline)), "-c", f"buildLatentCoadd:restorer.name={restorer}"),
-            *("--register-dataset-types", "-d", query, "-j", str(jobs), *resume),
-        ]
-    )
+    command = [
+        *("pipetask", "run", "-b", repo, "-i", f"{CALEXP_RUN},skymaps", "-o", output),
+        *("-p", _shorten(str(pipeline)), "-c", f"buildLatentCoadd:restorer.name={restorer}"),
+        *("--register-dataset-types", "-d", query, "-j", str(jobs)),
+    ]
+    if state == "absent":
+        run_command(command)
+    else:
+        try:
+            run_command([*command, "--extend-run", "--skip-existing", "--clobber-outputs"])
+        except click.ClickException:
+            # A run cannot be extended by another version of the package.
+            click.echo(f"The last run in {output} cannot be extended; a new one does what is missing.")
+            run_command([*command, "--skip-existing-in", output])
     if _state(butler, settings, output) != "complete":
         raise click.ClickException(
             f"{output} is still incomplete. If files of the repository were removed by hand, remove it and "
