@@ -10,7 +10,14 @@
 
 from __future__ import annotations
 
-__all__ = ("restore_imagemm",)
+__all__ = (
+    "make_operator",
+    "make_quadratic",
+    "restore_imagemm",
+    "split_target",
+    "stamp_size",
+    "start_accelerated",
+)
 
 import math
 import time
@@ -83,12 +90,12 @@ def restore_imagemm(
     fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
     coadd = direct_coadd(stack, DirectSettings(clip=True))
     accelerated = settings.form == "accelerated"
-    spread, smoothing = _split_target(settings) if accelerated else (0.0, settings.target_fwhm)
-    operator = _make_operator(stack, spread, math.ceil(4.0 * settings.smooth_scale))
-    quadratic = _make_quadratic(operator, stack, settings)
+    spread, smoothing = split_target(settings) if accelerated else (0.0, settings.target_fwhm)
+    operator = make_operator(stack, spread, settings.smooth_scale)
+    quadratic = make_quadratic(operator, stack, settings)
     timings["prepare"] = time.perf_counter() - start
     if accelerated:
-        coefficients = _start_accelerated(stack, quadratic, coadd, settings.n_start)
+        coefficients = start_accelerated(stack, quadratic, coadd, settings.n_start)
         timings["start"] = time.perf_counter() - start - timings["prepare"]
         fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress)
         for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
@@ -102,7 +109,7 @@ def restore_imagemm(
         latent = _start_published(stack, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress)
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
-    size = _stamp_size(stack, settings.target_fwhm)
+    size = stamp_size(stack, settings.target_fwhm)
     narrow = gaussian_kernel(smoothing, size)
     corrects = accelerated and settings.residual_damping > 0.0
     correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
@@ -140,12 +147,12 @@ def restore_imagemm(
     )
 
 
-def _stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
+def stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
     """Return an odd size that holds the target PSF."""
     return 2 * max(stack.psf.shape[-1] // 2, math.ceil(2.5 * target_fwhm)) + 1
 
 
-def _split_target(settings: ImageMMSettings) -> tuple[float, float]:
+def split_target(settings: ImageMMSettings) -> tuple[float, float]:
     """Return the FWHM of s and of c (see `restore_imagemm`)."""
     target = settings.target_fwhm
     spread = FWHM_PER_SIGMA * math.sqrt(settings.pixel_spread)
@@ -154,15 +161,27 @@ def _split_target(settings: ImageMMSettings) -> tuple[float, float]:
     return spread, math.sqrt(target**2 - spread**2)
 
 
-def _make_operator(stack: ExposureStack, spread: float, padding: int) -> ConvolutionOperator:
+def make_operator(stack: ExposureStack, spread: float, scale: float) -> ConvolutionOperator:
+    """Return the forward model for PSFs divided by a Gaussian.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+    spread : `float`
+        FWHM of the Gaussian.
+    scale : `float`
+        Largest scale of the latent image's components.
+    """
     kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
     margin = min(stack.psf.shape[-1] // 2, 16)
-    return ConvolutionOperator(kernels, stack.shape, margin=margin, padding=padding)
+    return ConvolutionOperator(kernels, stack.shape, margin=margin, padding=math.ceil(4.0 * scale))
 
 
-def _make_quadratic(
+def make_quadratic(
     operator: ConvolutionOperator, stack: ExposureStack, settings: ImageMMSettings
 ) -> NonNegativeQuadratic:
+    """Return the problem that settings ask for."""
     weights = stack.exposure_weights()
     if settings.form == "published" or settings.smooth_scale <= 0.0:
         return NonNegativeQuadratic(operator, weights)
@@ -171,7 +190,7 @@ def _make_quadratic(
     )
 
 
-def _start_accelerated(
+def start_accelerated(
     stack: ExposureStack, quadratic: NonNegativeQuadratic, coadd: DirectCoadd, n_steps: int
 ) -> torch.Tensor:
     """Solve the problem with outliers and gaps replaced by the coadd.

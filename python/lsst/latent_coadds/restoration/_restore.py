@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ._astroclearnet import restore_astroclearnet
+from ._combined import restore_combined
 from ._direct import restore_direct
 from ._imagemm import restore_imagemm
 from ._restoration import Restoration
@@ -25,7 +27,12 @@ from ._stack import ExposureStack
 
 ProgressCallback = Callable[[int, int, float], None]
 
-_RESTORERS: dict[str, Callable[..., Restoration]] = {"direct": restore_direct, "imagemm": restore_imagemm}
+_RESTORERS: dict[str, Callable[..., Restoration]] = {
+    "direct": restore_direct,
+    "imagemm": restore_imagemm,
+    "astroclearnet": restore_astroclearnet,
+    "combined": restore_combined,
+}
 
 
 def restore(

@@ -10,7 +10,14 @@
 
 from __future__ import annotations
 
-__all__ = ("SETTINGS_CLASSES", "DirectSettings", "ImageMMSettings", "make_settings")
+__all__ = (
+    "SETTINGS_CLASSES",
+    "AstroClearNetSettings",
+    "CombinedSettings",
+    "DirectSettings",
+    "ImageMMSettings",
+    "make_settings",
+)
 
 import dataclasses
 from typing import Any
@@ -132,7 +139,82 @@ class ImageMMSettings(_Checked):
     n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
 
 
-SETTINGS_CLASSES: dict[str, type] = {"direct": DirectSettings, "imagemm": ImageMMSettings}
+@dataclasses.dataclass(frozen=True)
+class AstroClearNetSettings(_Checked):
+    """Settings of AstroClearNet, a network trained on the exposures."""
+
+    form: str = _setting(
+        "improved",
+        "'improved' (asinh in and out, skip from a linear deconvolution, target PSF in the model) or "
+        "'published' (parallel depthwise convolutions, ReLU, bare latent image, smoothed afterwards).",
+        choices=("improved", "published"),
+    )
+    target_fwhm: float = _setting(
+        2.0,
+        "FWHM of the Gaussian PSF of the result, in latent pixels; 0 gives the bare latent image.",
+        min=0.0,
+    )
+    skip: str = _setting(
+        "linear",
+        "Improved form: what the network adds to, a linear deconvolution or the coadd.",
+        choices=("linear", "coadd"),
+    )
+    normalisation: str = _setting(
+        "channel", "Improved form: normalisation of layers.", choices=("channel", "group", "none")
+    )
+    width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
+    depth: int = _setting(2, "Improved form: number of halvings of the resolution.", min=0, max=5)
+    n_iter: int = _setting(300, "Largest number of training steps.", min=1)
+    learning_rate: float = _setting(5e-3, "Largest learning rate of AdamW.", min=0.0)
+    warm_up: int = _setting(20, "Steps over which the rate rises.", min=0)
+    weight_decay: float = _setting(0.01, "Weight decay of AdamW.", min=0.0)
+    clip_norm: float = _setting(1.0, "Largest norm of the gradient of the weights.", min=0.0)
+    held_out: float = _setting(
+        0.03, "Fraction of pixels that is held out, to choose the best step.", min=0.001, max=0.5
+    )
+    check_every: int = _setting(10, "Steps between looks at the held-out pixels.", min=1)
+    patience: int = _setting(10, "Looks without improvement after which training ends.", min=1)
+    crop: int = _setting(256, "Largest width of the latent image that a step uses.", min=64)
+    time_limit: float = _setting(0.0, "End training after this many seconds; 0 means no limit.", min=0.0)
+    huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
+    reject_sigma: float = _setting(
+        6.0,
+        "Half-way, pixels that one exposure has and the model lacks by more than this many sigma (and a "
+        "tenth of the model) are left out of the rest; 0 keeps them.",
+        min=0.0,
+    )
+    residual_damping: float = _setting(
+        0.08,
+        "Improved form: as for ImageMM, the linear correction for what was missed; 0 leaves it out.",
+        min=0.0,
+    )
+    n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CombinedSettings(ImageMMSettings):
+    """Settings of ImageMM followed by a network.
+
+    Those of ImageMM, and those of the network that is added to its result.
+    """
+
+    network_steps: int = _setting(60, "Largest number of training steps.", min=1)
+    width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
+    learning_rate: float = _setting(2e-3, "Largest learning rate of AdamW.", min=0.0)
+    held_out: float = _setting(
+        0.03, "Fraction of pixels that is held out, to choose the best step.", min=0.001, max=0.5
+    )
+    check_every: int = _setting(5, "Steps between looks at the held-out pixels.", min=1)
+    patience: int = _setting(6, "Looks without improvement after which training ends.", min=1)
+    crop: int = _setting(256, "Largest width of the latent image that a step uses.", min=64)
+
+
+SETTINGS_CLASSES: dict[str, type] = {
+    "direct": DirectSettings,
+    "imagemm": ImageMMSettings,
+    "astroclearnet": AstroClearNetSettings,
+    "combined": CombinedSettings,
+}
 
 
 def make_settings(method: str, **values: Any) -> Any:

@@ -101,6 +101,14 @@ class ExposureStack:
             setattr(result, name, getattr(self, name).to(device=device, dtype=dtype))
         return result
 
+    def without(self, held_out: torch.Tensor) -> ExposureStack:
+        """Return the stack without the pixels (T, H, W) that are `True`."""
+        result = self.to(device=self.image.device, dtype=self.image.dtype)
+        result.good = self.good & ~held_out
+        result.image = self.image.masked_fill(held_out, 0.0)
+        result.variance = self.variance.masked_fill(held_out, torch.inf)
+        return result
+
     def exposure_weights(self) -> torch.Tensor:
         """Return one weight per exposure, shape (T,).
 

@@ -10,15 +10,16 @@
 
 from __future__ import annotations
 
-__all__ = ("realize_noise", "smooth_variance")
+__all__ = ("find_sources", "perturb", "realize_noise", "refit", "smooth_variance")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._kernels import convolve, gaussian_kernel
+from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 
 
@@ -67,29 +68,74 @@ def realize_noise(
     noise are not in it.
     """
     operator = quadratic.operator
-    coefficients = coefficients * _find_sources(fidelity, quadratic)
+    coefficients = coefficients * find_sources(fidelity, quadratic)
     transform = quadratic.combine(coefficients)
-    covered = fidelity.inverse_sigma > 0
-    sigma = torch.where(covered, 1.0 / fidelity.inverse_sigma, torch.zeros_like(fidelity.inverse_sigma))
     reference = finish(transform, torch.zeros_like(transform))
     results = []
-    for _ in range(n_realizations):
-        data = torch.empty_like(sigma)
-        for which in operator.chunks():
-            noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
-            data[which] = operator.predict(transform, which) + noise.to(sigma.device) * sigma[which]
-        problem = HuberFidelity(data * covered, fidelity.inverse_sigma, fidelity.delta)
-        refit, seen = coefficients, transform
-        for _ in range(n_iter):
-            refit = quadratic.solve(refit, evaluate(operator, problem, seen)[1], n_steps)
-            seen = quadratic.combine(refit)
-        results.append(finish(seen, evaluate(operator, problem, seen)[1]) - reference)
+    for problem in perturb(operator, fidelity, transform, n_realizations, generator):
+        _, seen, slope = refit(quadratic, problem, coefficients, n_iter=n_iter, n_steps=n_steps)
+        results.append(finish(seen, slope) - reference)
     if not results:
         return reference.new_zeros((0, *reference.shape))
     return torch.stack(results)
 
 
-def _find_sources(
+def perturb(
+    operator: ConvolutionOperator,
+    fidelity: HuberFidelity,
+    transform: torch.Tensor,
+    n_realizations: int,
+    generator: torch.Generator,
+) -> Iterator[HuberFidelity]:
+    """Yield data terms whose data are a prediction and new noise.
+
+    Parameters
+    ----------
+    operator, fidelity
+        Forward model, and the data term to imitate.
+    transform : `torch.Tensor`
+        Padded transform of a latent image.
+    n_realizations : `int`
+        How many.
+    generator : `torch.Generator`
+        Source of the noise, on the CPU.
+    """
+    covered = fidelity.inverse_sigma > 0
+    sigma = torch.where(covered, 1.0 / fidelity.inverse_sigma, torch.zeros_like(fidelity.inverse_sigma))
+    for _ in range(n_realizations):
+        data = torch.empty_like(sigma)
+        for which in operator.chunks():
+            noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
+            data[which] = operator.predict(transform, which) + noise.to(sigma.device) * sigma[which]
+        yield HuberFidelity(data, fidelity.inverse_sigma, fidelity.delta)
+
+
+def refit(
+    quadratic: NonNegativeQuadratic,
+    problem: HuberFidelity,
+    coefficients: torch.Tensor,
+    *,
+    n_iter: int = 3,
+    n_steps: int = 20,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return coefficients fitted to a data term nearby.
+
+    Returns
+    -------
+    coefficients, transform, gradient : `torch.Tensor`
+        The new coefficients, and the padded transforms of their latent image
+        and of the gradient there.
+    """
+    seen = quadratic.combine(coefficients)
+    slope = evaluate(quadratic.operator, problem, seen)[1]
+    for _ in range(n_iter):
+        coefficients = quadratic.solve(coefficients, slope, n_steps)
+        seen = quadratic.combine(coefficients)
+        slope = evaluate(quadratic.operator, problem, seen)[1]
+    return coefficients, seen, slope
+
+
+def find_sources(
     fidelity: HuberFidelity, quadratic: NonNegativeQuadratic, *, threshold: float = 4.0, grow: int = 3
 ) -> torch.Tensor:
     """Return where (latent shape) a matched filter finds something."""

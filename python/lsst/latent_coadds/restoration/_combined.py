@@ -1,0 +1,177 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""ImageMM and a network, one after the other."""
+
+from __future__ import annotations
+
+__all__ = ("restore_combined",)
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+
+import torch
+
+from ._direct import direct_coadd
+from ._fidelity import HuberFidelity
+from ._fit import Fit, fit_accelerated
+from ._imagemm import make_operator, make_quadratic, split_target, stamp_size, start_accelerated
+from ._kernels import convolve, gaussian_kernel, matching_kernels
+from ._learned import LatentPredictor, Output, describe, fill_data, split_pixels
+from ._network import LatentNetwork
+from ._proximal import NonNegativeQuadratic
+from ._rejection import reject_outliers
+from ._residual import ResidualCorrection
+from ._restoration import Restoration
+from ._settings import CombinedSettings, DirectSettings
+from ._stack import ExposureStack
+from ._training import TrainingProblem, train
+from ._uncertainty import find_sources, refit
+
+
+@dataclasses.dataclass
+class _Seed:
+    """The ImageMM solution that the network starts from."""
+
+    quadratic: NonNegativeQuadratic
+    coefficients: torch.Tensor
+    smoothing: float
+
+    def image(self, transform: torch.Tensor) -> torch.Tensor:
+        """Return the latent image at the target PSF."""
+        size = 2 * math.ceil(2.5 * self.smoothing) + 1
+        latent = self.quadratic.operator.untransform(transform)
+        return convolve(latent, gaussian_kernel(self.smoothing, size)).clamp_min_(0.0)
+
+
+def restore_combined(
+    stack: ExposureStack,
+    settings: CombinedSettings,
+    *,
+    generator: torch.Generator,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> Restoration:
+    """Restore a stack with ImageMM and improve that with a network.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+    settings : `CombinedSettings`
+        Settings of both.
+    generator : `torch.Generator`
+        Source of the weights, of the held-out pixels and of the noise.
+    progress : `~collections.abc.Callable`, optional
+        Called with (iteration, largest number of iterations, loss).
+
+    Raises
+    ------
+    RestorationError
+        One of the two diverged.
+
+    Notes
+    -----
+    The network is that of AstroClearNet; it adds to the ImageMM solution in
+    the asinh domain, where its last layer starts at zero. Training ends when
+    held-out pixels no longer gain, which may be at once: then the result is
+    that of ImageMM.
+    """
+    start = time.perf_counter()
+    held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
+    subset = stack.without(held_out)
+    seed, fit = _fit_seed(subset, training, settings)
+    rejected = _reject(seed, stack, fit.transform, settings)
+    training, test = (
+        HuberFidelity(f.image, f.inverse_sigma.masked_fill(rejected, 0.0), f.delta) for f in (training, test)
+    )
+    subset = subset.without(rejected)
+    fit = fit_accelerated(training, seed.quadratic, fit.coefficients, settings)
+    seed = dataclasses.replace(seed, coefficients=fit.coefficients)
+    found = find_sources(training, seed.quadratic)
+    coadd = direct_coadd(subset, DirectSettings(clip=True))
+    timings = {"imagemm": time.perf_counter() - start}
+    operator = make_operator(stack, settings.target_fwhm, 0.0)
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    predictor = LatentPredictor(
+        quadratic, settings.target_fwhm, stack.exposure_weights(), skip="seed", softness=0.02
+    )
+    inputs = predictor.encode(fill_data(subset, coadd), seed.image(fit.transform))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        network = LatentNetwork(predictor.n_features, width=settings.width).to(stack.image)
+    result = train(
+        network,
+        lambda region: predictor.predict(network, inputs, region),
+        TrainingProblem(
+            matching_kernels(stack.psf, settings.target_fwhm).to(stack.image), operator, training, test
+        ),
+        n_iter=settings.network_steps,
+        learning_rate=settings.learning_rate,
+        warm_up=10,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        crop=settings.crop,
+        check_every=settings.check_every,
+        patience=settings.patience,
+        time_limit=settings.time_limit,
+        reject_sigma=0.0,
+        generator=generator,
+        progress=progress,
+    )
+    timings["network"] = time.perf_counter() - start - timings["imagemm"]
+    rows, columns = (slice(0, n) for n in operator.latent_shape)
+
+    def respond(problem: HuberFidelity) -> torch.Tensor:
+        again = refit(seed.quadratic, problem, seed.coefficients * found)[1]
+        return predictor.predict(network, predictor.encode(problem.image, seed.image(again)), (rows, columns))
+
+    result.rejected = rejected
+    corrects = settings.residual_damping > 0.0
+    return describe(
+        stack,
+        quadratic,
+        Output(
+            operator,
+            ResidualCorrection(quadratic, settings.target_fwhm, settings.residual_damping)
+            if corrects
+            else None,
+            0.0,
+        ),
+        result,
+        respond,
+        settings=settings,
+        method="combined",
+        psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
+        timings=timings,
+        generator=generator,
+    )
+
+
+def _fit_seed(
+    subset: ExposureStack, training: HuberFidelity, settings: CombinedSettings
+) -> tuple[_Seed, Fit]:
+    """Fit ImageMM to the pixels that are not held out."""
+    spread, smoothing = split_target(settings)
+    operator = make_operator(subset, spread, settings.smooth_scale)
+    quadratic = make_quadratic(operator, subset, settings)
+    coadd = direct_coadd(subset, DirectSettings(clip=True))
+    coefficients = start_accelerated(subset, quadratic, coadd, settings.n_start)
+    fit = fit_accelerated(training, quadratic, coefficients, settings)
+    return _Seed(quadratic, fit.coefficients, smoothing), fit
+
+
+def _reject(
+    seed: _Seed, stack: ExposureStack, transform: torch.Tensor, settings: CombinedSettings
+) -> torch.Tensor:
+    """Return what of single exposures the ImageMM solution lacks."""
+    if settings.reject_sigma <= 0.0:
+        return torch.zeros_like(stack.good)
+    everything = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
+    return reject_outliers(seed.quadratic.operator, everything, transform, settings.reject_sigma)

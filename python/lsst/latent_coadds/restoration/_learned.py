@@ -1,0 +1,280 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Latent images made by networks: what goes in, and what comes out."""
+
+from __future__ import annotations
+
+__all__ = ("Inputs", "LatentPredictor", "Output", "describe", "fill_data", "split_pixels")
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._assemble import assemble
+from ._direct import DirectCoadd, direct_coadd
+from ._errors import RestorationError
+from ._fidelity import HuberFidelity
+from ._fit import evaluate
+from ._holes import fill_holes
+from ._kernels import convolve, gaussian_kernel
+from ._operators import ConvolutionOperator
+from ._proximal import NonNegativeQuadratic
+from ._residual import ResidualCorrection
+from ._restoration import Restoration
+from ._settings import DirectSettings
+from ._stack import ExposureStack
+from ._training import Training, TrainingProblem
+from ._uncertainty import find_sources, perturb, smooth_variance
+
+LARGEST_EXPONENT = 16.0
+"""Bound of asinh(signal / noise): a signal of four million sigma."""
+
+
+def split_pixels(
+    stack: ExposureStack, fraction: float, delta: float, generator: torch.Generator
+) -> tuple[torch.Tensor, HuberFidelity, HuberFidelity]:
+    """Hold out a random part of the pixels.
+
+    Returns
+    -------
+    held_out : `torch.Tensor` of bool, shape (T, H, W)
+        The pixels.
+    training, test : `HuberFidelity`
+        Data terms without them, and of them alone.
+    """
+    draw = torch.rand(stack.image.shape, generator=generator) < fraction
+    held_out = draw.to(stack.image.device)
+    inverse_sigma = stack.inverse_variance.sqrt()
+    training, test = (
+        HuberFidelity(stack.image, inverse_sigma * chosen, delta) for chosen in (~held_out, held_out)
+    )
+    return held_out, training, test
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a network sees, on the grid of the latent image.
+
+    ``features`` (F, h, w) and ``exposures`` (T, 2, h, w) are in the asinh
+    domain, and so is ``base`` (h, w), to which the network adds.
+    """
+
+    features: torch.Tensor
+    exposures: torch.Tensor
+    base: torch.Tensor
+
+
+class LatentPredictor:
+    """Make inputs from data, and latent images from a network's output.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The problem, with kernels that contain the target PSF.
+    target_fwhm : `float`
+        FWHM of the target PSF.
+    weights : `torch.Tensor`, shape (T,)
+        Weight of each exposure.
+    skip : `str`
+        ``"linear"``, ``"coadd"`` or ``"seed"``.
+    softness : `float`
+        Rounding of the non-negativity, in sigma of the coadd.
+
+    Notes
+    -----
+    The dynamic range from sky to just below saturation is held by
+    ``asinh(x / sigma)``; the output is ``sigma p(sinh(base + network))`` with
+    the smooth positive part ``p(v) = (v + sqrt(v^2 + softness^2)) / 2``: a
+    ReLU there dies within a few steps.
+    """
+
+    dampings = (0.1, 0.02)
+
+    def __init__(
+        self,
+        quadratic: NonNegativeQuadratic,
+        target_fwhm: float,
+        weights: torch.Tensor,
+        *,
+        skip: str,
+        softness: float,
+    ) -> None:
+        self.operator = quadratic.operator
+        self.weights = weights
+        self.pooling = weights / weights.sum()
+        self.sigma = 1.0 / math.sqrt(float(weights.sum()))
+        self.skip = skip
+        self.softness = softness
+        self._linear = [ResidualCorrection(quadratic, target_fwhm, damping) for damping in self.dampings]
+
+    @property
+    def n_features(self) -> int:
+        """Number of feature images."""
+        return 1 + len(self.dampings) + (self.skip == "seed")
+
+    def encode(self, data: torch.Tensor, seed: torch.Tensor | None = None) -> Inputs:
+        """Return the inputs for exposures (T, H, W) without gaps.
+
+        Parameters
+        ----------
+        data : `torch.Tensor`, shape (T, H, W)
+            Exposures; gaps and outliers are filled in.
+        seed : `torch.Tensor`, shape (h, w), optional
+            A latent image at the target PSF.
+        """
+        operator = self.operator
+        coadd = (self.pooling[:, None, None] * data).sum(dim=0)
+        back = operator.transform(operator.adjoint(-self.weights[:, None, None] * data))
+        linear = [operator.untransform(estimate.apply(back)) for estimate in self._linear]
+        images = [operator.extend(coadd), *linear]
+        if seed is not None:
+            images.append(seed)
+        features = torch.asinh(torch.stack(images) / self.sigma)
+        noise = self.weights.clamp_min(1e-6 * float(self.weights.max())).rsqrt()[:, None, None]
+        exposures = torch.stack([data / noise, (data - coadd) / noise], dim=1)
+        base = {"coadd": features[0], "linear": features[1], "seed": features[-1]}[self.skip]
+        return Inputs(features, torch.asinh(operator.extend(exposures)), base)
+
+    def predict(self, network: nn.Module, inputs: Inputs, region: tuple[slice, slice]) -> torch.Tensor:
+        """Return the latent image of a region."""
+        rows, columns = region
+        change = network(
+            inputs.features[:, rows, columns], inputs.exposures[:, :, rows, columns], self.pooling
+        )
+        exponent = (inputs.base[rows, columns] + change).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+        signal = torch.sinh(exponent)
+        return 0.5 * self.sigma * (signal + torch.sqrt(signal**2 + self.softness**2))
+
+
+def fill_data(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
+    """Return exposures (T, H, W) with gaps and outliers from the coadd."""
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+    return torch.where(coadd.kept, stack.image, filled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """From a latent image to the result.
+
+    Attributes
+    ----------
+    operator : `ConvolutionOperator`
+        The forward model.
+    correction : `ResidualCorrection` or `None`
+        Linear correction for what was missed.
+    smoothing : `float`
+        FWHM of the Gaussian that is applied at the end.
+    """
+
+    operator: ConvolutionOperator
+    correction: ResidualCorrection | None
+    smoothing: float
+
+    def correct(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
+        """Return the padded transform of the corrected latent image."""
+        transform = self.operator.transform(latent)
+        if self.correction is None:
+            return transform
+        return transform + self.correction.apply(evaluate(self.operator, fidelity, transform)[1])
+
+    def finish(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
+        """Return the final image (H, W)."""
+        image = self.operator.untransform(self.correct(latent, fidelity))
+        size = 2 * math.ceil(2.5 * self.smoothing) + 1
+        return self.operator.crop(convolve(image, gaussian_kernel(self.smoothing, size)))
+
+
+def check_not_empty(problem: TrainingProblem, result: Training) -> None:
+    """Raise if a network does not explain more than an empty sky does.
+
+    Raises
+    ------
+    RestorationError
+        It does not.
+    """
+    if not problem.loss(problem.training, result.latent) < problem.loss(
+        problem.training, torch.zeros_like(result.latent)
+    ):
+        raise RestorationError(
+            "The network collapsed to an empty image; try another seed or a lower learning_rate."
+        )
+
+
+def describe(
+    stack: ExposureStack,
+    quadratic: NonNegativeQuadratic,
+    output: Output,
+    result: Training,
+    respond: Callable[[HuberFidelity], torch.Tensor],
+    *,
+    settings: Any,
+    method: str,
+    psf: torch.Tensor,
+    timings: dict[str, float],
+    generator: torch.Generator,
+) -> Restoration:
+    """Return the result of a training, with its uncertainty.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        All exposures, held-out pixels included.
+    quadratic : `NonNegativeQuadratic`
+        The problem, to find sources with.
+    output : `Output`
+        From a latent image to the result.
+    result : `Training`
+        What was trained.
+    respond : `~collections.abc.Callable`
+        Returns the latent image that the restorer, with its weights as they
+        are, makes of other data without gaps.
+    settings, method, psf, timings
+        As in `Restoration`.
+    generator : `torch.Generator`
+        Source of the noise.
+    """
+    start = time.perf_counter()
+    inverse_sigma = stack.inverse_variance.sqrt().masked_fill(result.rejected, 0.0)
+    fidelity = HuberFidelity(stack.image, inverse_sigma, settings.huber_delta)
+    image = output.finish(result.latent, fidelity)
+    operator = output.operator
+    quiet = operator.transform(result.latent * find_sources(fidelity, quadratic))
+    calm = torch.cat([operator.predict(quiet, which) for which in operator.chunks()])
+    undisturbed = HuberFidelity(calm, fidelity.inverse_sigma, fidelity.delta)
+    reference = output.finish(respond(undisturbed), undisturbed)
+    replicas = [
+        output.finish(respond(replica), replica) - reference
+        for replica in perturb(operator, fidelity, quiet, settings.n_realizations, generator)
+    ]
+    realizations = torch.stack(replicas) if replicas else image.new_zeros((0, *stack.shape))
+    variance = (
+        smooth_variance(realizations, image) if replicas else direct_coadd(stack, DirectSettings()).variance
+    )
+    transform = output.correct(result.latent, fidelity)
+    timings["uncertainty"] = time.perf_counter() - start
+    return assemble(
+        stack,
+        image=image,
+        variance=variance,
+        psf=psf,
+        model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
+        clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | result.rejected[t],
+        noise_realizations=realizations,
+        history=result.history,
+        n_iterations=result.n_iterations,
+        converged=result.converged,
+        method=method,
+        settings=settings,
+        timings=timings,
+    )

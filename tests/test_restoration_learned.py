@@ -1,0 +1,208 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Tests of AstroClearNet and of its combination with ImageMM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsst.latent_coadds.restoration import (
+    ConvolutionOperator,
+    ExposureStack,
+    HuberFidelity,
+    RestorationError,
+    gaussian_kernel,
+    restore,
+)
+from lsst.latent_coadds.restoration._network import LatentNetwork, PublishedNetwork
+from lsst.latent_coadds.restoration._training import TrainingProblem, train
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+QUICK: dict[str, dict[str, Any]] = {
+    "astroclearnet": {"n_iter": 40, "n_realizations": 1, "width": 8},
+    "combined": {"network_steps": 10, "n_realizations": 1, "width": 8},
+}
+
+
+def stars(n: int = 4, size: int = 64, *, seed: int = 3) -> dict[str, np.ndarray]:
+    """Return exposures of Gaussian stars between pixels, with known flux."""
+    rng = np.random.default_rng(seed)
+    fwhm = np.linspace(3.2, 4.5, n)
+    y, x = np.mgrid[:size, :size]
+    image = rng.normal(size=(n, size, size))
+    for t, width in enumerate(fwhm):
+        sigma = width / 2.3548
+        for x0, y0, flux in ((18.3, 20.6, 1000.0), (40.5, 42.2, 5000.0), (45.1, 15.8, 300.0)):
+            r2 = (x - x0) ** 2 + (y - y0) ** 2
+            image[t] += flux * np.exp(-0.5 * r2 / sigma**2) / (2 * np.pi * sigma**2)
+    return {
+        "image": image,
+        "variance": np.ones(image.shape),
+        "good": np.ones(image.shape, dtype=bool),
+        "psf": np.stack([gaussian_kernel(width, 21).numpy() for width in fwhm]),
+    }
+
+
+@pytest.mark.parametrize("n", [1, 3, 9])
+@pytest.mark.parametrize("normalisation", ["channel", "group", "none"])
+def test_network_takes_any_number_of_exposures(n: int, normalisation: str) -> None:
+    network = LatentNetwork(3, width=8, normalisation=normalisation)
+    out = network(torch.randn(3, 21, 30), torch.randn(n, 2, 21, 30), torch.full((n,), 1.0 / n))
+    assert out.shape == (21, 30) and bool((out == 0).all())
+
+
+def test_network_ignores_the_order_of_exposures() -> None:
+    torch.manual_seed(0)
+    network = LatentNetwork(2, width=8)
+    torch.nn.init.normal_(network.last.weight)
+    features, exposures, weights = torch.randn(2, 16, 16), torch.randn(5, 2, 16, 16), torch.rand(5)
+    order = torch.tensor([3, 1, 4, 0, 2])
+    one, two = network(features, exposures, weights), network(features, exposures[order], weights[order])
+    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+def test_network_does_the_same_on_a_crop() -> None:
+    torch.manual_seed(0)
+    network = LatentNetwork(2, width=8)
+    torch.nn.init.normal_(network.last.weight)
+    features, exposures, weights = torch.randn(2, 96, 96), torch.randn(2, 2, 96, 96), torch.full((2,), 0.5)
+    whole = network(features, exposures, weights)
+    part = network(features[:, 8:88, 8:88], exposures[:, :, 8:88, 8:88], weights)
+    torch.testing.assert_close(part[32:48, 32:48], whole[40:56, 40:56], rtol=1e-4, atol=1e-5)
+
+
+def test_published_network_is_not_negative() -> None:
+    out = PublishedNetwork(3)(torch.randn(3, 12, 14))
+    assert out.shape == (12, 14) and bool((out >= 0).all())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_restores_stars(method: str, device: str) -> None:
+    settings = {**QUICK[method], **({"n_iter": 150} if method == "astroclearnet" else {})}
+    r = restore(ExposureStack(**stars()), method, device=device, **settings)
+    assert r.method == method and r.image.shape == (64, 64)
+    assert float(r.image[35:50, 33:48].sum()) == pytest.approx(5000.0, rel=0.04)
+    assert float(r.image[13:28, 11:26].sum()) == pytest.approx(1000.0, rel=0.12)
+    held_out = [entry["held_out"] for entry in r.history]
+    assert min(held_out) < held_out[0] or method == "combined"
+    assert r.noise_realizations.shape == (1, 64, 64) and bool((r.variance > 0).all())
+    assert float(r.chi2.mean()) == pytest.approx(1.0, abs=0.15)
+
+
+def test_combined_is_no_worse_than_its_seed() -> None:
+    r = restore(ExposureStack(**stars()), "combined", **QUICK["combined"])
+    held_out = [entry["held_out"] for entry in r.history]
+    assert min(held_out) <= held_out[0]
+
+
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_deterministic_and_seeded(method: str) -> None:
+    before = torch.random.get_rng_state()
+    one, two, other = (
+        restore(ExposureStack(**stars()), method, generator=torch.Generator().manual_seed(s), **QUICK[method])
+        for s in (1, 1, 2)
+    )
+    torch.testing.assert_close(one.image, two.image, rtol=0, atol=0)
+    assert not torch.equal(one.image, other.image)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_masks_rays_and_missing_data(method: str) -> None:
+    a = stars()
+    a["good"][0, :, 30:34] = False
+    a["good"][:, :6] = False
+    a["image"][~a["good"]] = np.nan
+    a["image"][1, 52, 10:14] += 1000.0
+    r = restore(ExposureStack(**a), method, **QUICK[method])
+    assert bool(torch.isfinite(r.image).all()) and bool((r.image[r.mask["NO_DATA"]] == 0).all())
+    assert bool(r.mask["CLIPPED"][52, 10:14].all())
+    assert float(r.image[49:56, 8:17].abs().max()) < 0.2 * float(r.image.max())
+
+
+def test_published_form_learns() -> None:
+    r = restore(ExposureStack(**stars()), "astroclearnet", form="published", n_iter=60, n_realizations=1)
+    assert bool((r.image >= -1e-3).all())
+    assert r.history[-1]["objective"] < r.history[0]["objective"]
+
+
+def test_network_that_collapses_is_reported() -> None:
+    a = stars()
+    a["image"] = -np.abs(a["image"]) - 5.0
+    with pytest.raises(RestorationError, match="collapsed"):
+        restore(ExposureStack(**a), "astroclearnet", form="published", n_iter=20)
+
+
+def small_problem() -> tuple[TrainingProblem, torch.nn.Module]:
+    kernels = gaussian_kernel(3.0, 9)[None].float()
+    operator = ConvolutionOperator(kernels, (40, 40), margin=4)
+    data = torch.rand(1, 40, 40, generator=torch.Generator().manual_seed(0))
+    held_out = torch.zeros(1, 40, 40, dtype=torch.bool)
+    held_out[0, ::5, ::5] = True
+    training, test = (HuberFidelity(data, chosen.float(), 3.0) for chosen in (~held_out, held_out))
+    return TrainingProblem(kernels, operator, training, test), torch.nn.Conv2d(1, 1, 1)
+
+
+OPTIONS: dict[str, Any] = {
+    "learning_rate": 0.05,
+    "warm_up": 2,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+    "check_every": 5,
+    "time_limit": 0.0,
+    "reject_sigma": 0.0,
+}
+
+
+def test_training_on_crops_keeps_the_best_weights() -> None:
+    problem, network = small_problem()
+    ones = torch.ones(1, 48, 48)
+    result = train(
+        network,
+        lambda region: network(ones[:, region[0], region[1]])[0],
+        problem,
+        n_iter=60,
+        crop=24,
+        patience=100,
+        generator=torch.Generator().manual_seed(0),
+        **OPTIONS,
+    )
+    assert result.latent.shape == (48, 48)
+    best = min(result.history, key=lambda entry: entry["held_out"])
+    assert problem.loss(problem.held_out, result.latent) == pytest.approx(best["held_out"])
+    assert float(network(ones).detach().mean()) == pytest.approx(float(result.latent.mean()))
+    assert float(result.latent[10:-10, 10:-10].mean()) == pytest.approx(0.5, abs=0.1)
+
+
+def test_training_that_diverges_is_retried_and_reported() -> None:
+    problem, network = small_problem()
+    calls = []
+
+    def broken(region: tuple[slice, slice]) -> torch.Tensor:
+        calls.append(region)
+        ones = torch.ones(1, region[0].stop - region[0].start, region[1].stop - region[1].start)
+        return network(ones)[0] * (torch.nan if torch.is_grad_enabled() else 1.0)
+
+    with pytest.raises(RestorationError, match="three times"):
+        train(
+            network,
+            broken,
+            problem,
+            n_iter=60,
+            crop=64,
+            patience=100,
+            generator=torch.Generator().manual_seed(0),
+            **OPTIONS,
+        )
+    assert len(calls) == 4
