@@ -311,7 +311,7 @@ def test_bad_input_fails_the_quantum_if_so_configured(visits: MockVisits, patch:
 
 
 def test_unknown_restorer_is_refused() -> None:
-    with pytest.raises(FieldValidationError, match=r"no restorer 'imagem'.*'direct', 'imagemm'"):
+    with pytest.raises(FieldValidationError, match=r"no restorer 'imagem'.*'direct'.*'imagemm'"):
         BuildLatentCoaddConfig().restorer.name = "imagem"
 
 

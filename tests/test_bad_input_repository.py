@@ -133,7 +133,7 @@ def test_sky_map_geometry_without_a_patch_of_the_repository(repository: MockRepo
 def test_unknown_restorer_and_mask_plane(repository: MockRepository) -> None:
     refused = repository.run(config={"restorer.name": "imagem"})
     assert refused.returncode != 0
-    assert "known ones are ['direct', 'imagemm'" in refused.stdout
+    assert "There is no restorer 'imagem'; the known ones are ['" in refused.stdout
     config = DIRECT | {"bad_mask_planes": '["BAD", "SATURATEDD"]'}
     failed = repository.run(config=config)
     assert failed.returncode != 0
