@@ -104,7 +104,7 @@ def run_pipeline(repo: Path, settings: SceneSettings, *, output: str, restorer: 
         return
     pipeline = resources.files("lsst.latent_coadds") / "resources" / "pipelines" / "latent_coadd.yaml"
     query = f"skymap='{settings.skymap}' AND tract=0 AND band='{settings.band}'"
-    command = [
+    command: list[str | os.PathLike[str]] = [
         *("pipetask", "run", "-b", repo, "-i", f"{CALEXP_RUN},skymaps", "-o", output),
         *("-p", _shorten(str(pipeline)), "-c", f"buildLatentCoadd:restorer.name={restorer}"),
         *("--register-dataset-types", "-d", query, "-j", str(jobs)),
