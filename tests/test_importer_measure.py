@@ -170,6 +170,17 @@ def test_sharp_stars_are_not_cosmic_rays(fwhm):
         assert not np.any(np.hypot(columns - x, rows - y) < 3.0)
 
 
+@pytest.mark.parametrize("x", [-0.4, 0.2, 1.3, 2.2, 3.2, 4.6])
+def test_stars_at_the_edge_are_not_cosmic_rays(x):
+    image, _, _ = exposure(fwhm=3.5)
+    stamp = galsim.Image(image.shape[1], image.shape[0], xmin=0, ymin=0, scale=1.0, dtype=float)
+    SCENE.psf(3.5).withFlux(SCENE.flux).drawImage(stamp, center=(x, 57.7))
+    image = image + np.random.default_rng(4).poisson(stamp.array * SCENE.gain) / SCENE.gain
+    variance = detector_variance(image, gain=SCENE.gain, read_noise=SCENE.read_noise, sky=SCENE.sky)
+    found = find_cosmic_rays(image, variance, np.zeros(image.shape, dtype=bool), fwhm=3.7)
+    assert not found[45:70, :20].any()
+
+
 def test_saturated_pixels_are_grown():
     image = np.zeros((9, 9))
     image[4, 4] = 100.0

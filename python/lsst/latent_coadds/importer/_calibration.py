@@ -83,7 +83,7 @@ def measure_stars(
         (degrees).
     """
     names = ("x", "y", "position_error", "flux", "flux_error", "chi2")
-    rows = []
+    rows: list[tuple[float, ...]] = []
     weight = np.where(bad | ~(variance > 0.0), 0.0, 1.0 / np.where(variance > 0.0, variance, 1.0))
     kernel = psf.kernel(0.5 * image.shape[1], 0.5 * image.shape[0])
     size = _moment_fwhm(kernel)
@@ -155,26 +155,24 @@ def match_stars(reference: Table, other: Table, wcs: WCS, *, radius: float) -> T
     return Table(rows=rows, names=names) if rows else Table(names=names, dtype=(float,) * len(names))
 
 
-def _robust_mean(values: np.ndarray, errors: np.ndarray, *, clip: float = 3.5) -> Offset:
+def _robust_mean(values: np.ndarray, errors: np.ndarray, *, clip: float = 5.0) -> Offset:
     """Weighted mean with a scatter that is fitted, and outliers clipped about the median."""
     keep = np.isfinite(values) & np.isfinite(errors)
-    scatter = mean = error = float("nan")
-    for _ in range(10):
-        v, e = values[keep], errors[keep]
-        if v.size == 0:
-            return Offset(float("nan"), float("nan"), float("nan"), 0)
-        scatter = _intrinsic_scatter(v, e)
-        weight = 1.0 / (e**2 + scatter**2)
-        mean, error = float(np.average(v, weights=weight)), float(weight.sum() ** -0.5)
-        if v.size < 4:
-            break
-        middle = np.median(v)
-        spread = max(1.4826 * np.median(np.abs(v - middle)), 1e-9)
-        inside = np.abs(values - middle) <= clip * np.hypot(spread, errors)
-        if np.array_equal(inside & keep, keep):
-            break
-        keep &= inside
-    return Offset(mean, error, scatter, int(keep.sum()))
+    limit = np.inf
+    if keep.sum() >= 4:
+        middle = np.median(values[keep])
+        spread = 1.4826 * float(np.median(np.abs(values[keep] - middle)))
+        keep &= np.abs(values - middle) <= clip * np.hypot(spread, errors)
+        # One faint star that is off must not make all stars count alike.
+        limit = 1.5 * spread
+    v, e = values[keep], errors[keep]
+    if v.size == 0:
+        return Offset(float("nan"), float("nan"), float("nan"), 0)
+    scatter = _intrinsic_scatter(v, e)
+    weight = 1.0 / (e**2 + min(scatter, limit) ** 2)
+    mean = float(np.average(v, weights=weight))
+    chi2 = float(np.sum(weight * (v - mean) ** 2)) / max(v.size - 1, 1)
+    return Offset(mean, float(np.sqrt(max(chi2, 1.0) / weight.sum())), scatter, int(keep.sum()))
 
 
 def _intrinsic_scatter(values: np.ndarray, errors: np.ndarray) -> float:

@@ -84,12 +84,17 @@ def find_cosmic_rays(
     settings = settings or CosmicRaySettings()
     sigma = np.sqrt(variance)
     scale = background_level(image / sigma, ~bad)[1]
-    size = 2 * int(np.ceil(1.5 * fwhm)) + 1
+    size = max(2 * int(np.ceil(1.5 * fwhm)) + 1, 5)
+
+    # The finder takes stars that the edge cuts for cosmic rays: continue them.
+    def extend(array: np.ndarray, dtype: type) -> np.ndarray:
+        return np.ascontiguousarray(np.pad(array, size, mode="edge"), dtype=dtype)
+
     found, _ = astroscrappy.detect_cosmics(
-        np.ascontiguousarray(np.where(bad, 0.0, image), dtype=np.float32),
-        inmask=np.ascontiguousarray(bad),
-        inbkg=np.zeros(image.shape, dtype=np.float32),
-        invar=np.ascontiguousarray(variance * max(scale, 0.5) ** 2, dtype=np.float32),
+        extend(np.where(bad, 0.0, image), np.float32),
+        inmask=extend(bad, np.bool_),
+        inbkg=extend(np.zeros(image.shape), np.float32),
+        invar=extend(variance * max(scale, 0.5) ** 2, np.float32),
         gain=1.0,
         readnoise=0.0,
         satlevel=np.inf,
@@ -97,13 +102,14 @@ def find_cosmic_rays(
         sigfrac=settings.neighbour_fraction,
         objlim=settings.contrast,
         niter=settings.n_iterations,
-        sepmed=False,
+        sepmed=True,
         cleantype="medmask",
         fsmode="convolve",
         psfmodel="gauss",
         psffwhm=fwhm,
-        psfsize=max(size, 5),
+        psfsize=size,
     )
+    found = found[size:-size, size:-size]
     seeds = found & ~bad
     if not seeds.any():
         return seeds

@@ -41,7 +41,7 @@ class PsfSettings:
         Half the side of the stamps, in units of the FWHM.
     order : `int`, optional
         Order of the polynomial in position; by default 0 for fewer than 20
-        stars, 1 for fewer than 80, else 2. A Moffat profile is constant.
+        stars, else 1. A Moffat profile is constant.
     betas : `tuple` [`float`, ...], optional
         Moffat slopes to choose from.
     """
@@ -264,7 +264,7 @@ def _fit_moffat(stars: list[piff.Star], table: Table, settings: PsfSettings) -> 
     # The mean that Piff takes of the stars' parameters is not weighted.
 
     snr = np.asarray(table["snr"], dtype=float)
-    bright = [star for star, value in zip(stars, snr, strict=True) if value > 0.2 * snr.max()]
+    bright = [star for star, value in zip(stars, snr, strict=True) if value > 0.2 * snr.max()][:30]
     best: tuple[float, piff.PSF] | None = None
     for beta in settings.betas:
         # The star profile is fitted with the pixel in it: no further
@@ -289,7 +289,7 @@ def _fit_grid(
     size -= 1 - size % 2
     order = settings.order
     if order is None:
-        order = 0 if len(stars) < 20 else 1 if len(stars) < 80 else 2
+        order = 0 if len(stars) < 20 else 1
     # Stamps that the edge of the exposure cuts cannot carry the grid alone,
     # but Piff only looks at the longer side.
     psf = piff.SimplePSF(

@@ -42,7 +42,7 @@ class StarSelection:
     size_tolerance: float = 0.12
     max_ellipticity: float = 0.15
     isolation: float = 4.0
-    max_stars: int = 200
+    max_stars: int = 100
 
 
 def find_sources(
@@ -65,7 +65,7 @@ def find_sources(
     -------
     sources : `astropy.table.Table`
         Columns ``x``, ``y`` (0-based pixels), ``flux``, ``snr``, ``fwhm``
-        (pixels), ``e1``, ``e2``, ``n_bad`` (bad pixels inside two FWHM),
+        (pixels), ``e1``, ``e2``, ``n_bad`` (bad pixels within one FWHM),
         sorted from bright to faint. Sources whose moments did not converge are
         left out.
     """
@@ -113,7 +113,7 @@ def _measure_moments(
     # sigma^2 pixels and keeps half of ... all of the flux when matched.
     noise = float(np.median(sigma[y0:y1, x0:x1])) * np.sqrt(4.0 * np.pi) * moments.moments_sigma
     yy, xx = np.mgrid[y0:y1, x0:x1]
-    n_bad = int(np.sum(bad[y0:y1, x0:x1] & (np.hypot(xx - centre.x, yy - centre.y) < 2.0 * fwhm)))
+    n_bad = int(np.sum(bad[y0:y1, x0:x1] & (np.hypot(xx - centre.x, yy - centre.y) < fwhm)))
     shape = moments.observed_shape
     flux = float(moments.moments_amp)
     return (centre.x, centre.y, flux, flux / noise, fwhm, shape.e1, shape.e2, n_bad)
