@@ -238,3 +238,16 @@ def test_units_do_not_matter() -> None:
     b = {**a, "image": a["image"] * 1e4, "variance": a["variance"] * 1e8}
     one, two = fit(a), fit(b)
     torch.testing.assert_close(two.image * 1e-4, one.image, rtol=1e-2, atol=0.05)
+
+
+@pytest.mark.parametrize("form", ["accelerated", "published"])
+def test_held_out_pixels_choose_the_update(form: str) -> None:
+    a = stars()
+    a["image"][1, 40, 9:12] += 1000.0
+    r = fit(a, form=form, held_out=0.1, tolerance=0.0, n_iter=150, target_fwhm=0.0, smooth_scale=0.0)
+    losses = [entry["held_out"] for entry in r.history]
+    # The published form is far from fitting noise after 150 updates.
+    assert r.converged == (form == "accelerated")
+    assert min(losses) <= losses[0]
+    assert not bool(r.mask["CLIPPED"].all()) and bool(r.mask["CLIPPED"][40, 9:12].all())
+    assert float(r.image[8:24, 6:23].sum()) == pytest.approx(3000.0, rel=0.05)

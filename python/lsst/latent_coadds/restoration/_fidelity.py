@@ -38,6 +38,10 @@ class HuberFidelity:
         self.inverse_sigma = inverse_sigma
         self.delta = delta
 
+    def without(self, rejected: torch.Tensor) -> HuberFidelity:
+        """Return the same without the pixels (T, H, W) that are `True`."""
+        return HuberFidelity(self.image, self.inverse_sigma.masked_fill(rejected, 0.0), self.delta)
+
     def residual(self, model: torch.Tensor, which: slice) -> torch.Tensor:
         """Return residuals of exposures ``which`` in sigma, (n, H, W)."""
         return (model - self.image[which]) * self.inverse_sigma[which]

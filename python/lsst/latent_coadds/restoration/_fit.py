@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Fit", "evaluate", "fit_accelerated", "fit_published")
+__all__ = ("Fit", "HeldOut", "evaluate", "fit_accelerated", "fit_published")
 
 import dataclasses
 import math
@@ -27,6 +27,8 @@ from ._proximal import NonNegativeQuadratic, momentum
 from ._settings import ImageMMSettings
 
 ProgressCallback = Callable[[int, int, float], None]
+_Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Coefficients, and padded transforms of latent image and gradient."""
 
 
 @dataclasses.dataclass
@@ -80,23 +82,66 @@ def evaluate(
     return objective, total
 
 
+class HeldOut:
+    """Keep the solution that held-out pixels like best.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        Forward model.
+    fidelity : `HuberFidelity`
+        Data term of the held-out pixels.
+    patience : `int`, optional
+        Updates without improvement after which to stop.
+    """
+
+    def __init__(self, operator: ConvolutionOperator, fidelity: HuberFidelity, *, patience: int = 5) -> None:
+        self.operator = operator
+        self.fidelity = fidelity
+        self.patience = patience
+        self.n_pixels = max(1, int((fidelity.inverse_sigma > 0).sum()))
+        self.best_loss = math.inf
+        self.best: _Solution | None = None
+        self.since = 0
+
+    def look(self, solution: _Solution) -> float:
+        """Return the loss per held-out pixel of a solution."""
+        value = 0.0
+        for which in self.operator.chunks():
+            residual = self.fidelity.residual(self.operator.predict(solution[1], which), which)
+            value += float(self.fidelity.value(residual))
+        loss = value / self.n_pixels
+        self.since += 1
+        if loss < self.best_loss:
+            self.best_loss, self.best, self.since = loss, solution, 0
+        return loss
+
+
 class _Monitor:
     """Record objectives and decide when to stop."""
 
     def __init__(
-        self, settings: ImageMMSettings, n_good: int, objective: float, progress: ProgressCallback | None
+        self,
+        settings: ImageMMSettings,
+        fidelity: HuberFidelity,
+        progress: ProgressCallback | None,
+        held_out: HeldOut | None,
     ) -> None:
         self.settings = settings
-        self.threshold = settings.tolerance * n_good
+        self.threshold = settings.tolerance * int((fidelity.inverse_sigma > 0).sum())
         self.progress = progress
+        self.held_out = held_out
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.converged = False
-        self.record(0, objective)
 
-    def record(self, iteration: int, objective: float) -> None:
-        seconds = time.perf_counter() - self.start
-        self.history.append({"iteration": iteration, "objective": objective, "seconds": seconds})
+    def record(self, iteration: int, objective: float, solution: _Solution) -> None:
+        """Note an update; ``solution`` is what `finish` takes."""
+        entry = {"iteration": iteration, "objective": objective}
+        if self.held_out is not None:
+            entry["held_out"] = self.held_out.look(solution)
+        entry["seconds"] = time.perf_counter() - self.start
+        self.history.append(entry)
         if self.progress is not None:
             self.progress(iteration, self.settings.n_iter, objective)
 
@@ -106,9 +151,16 @@ class _Monitor:
         fall = last[0]["objective"] - last[-1]["objective"]
         if self.threshold > 0 and len(last) == 4 and fall <= 3 * self.threshold:
             self.converged = True
-            return True
+        if self.held_out is not None and self.held_out.since >= self.held_out.patience:
+            self.converged = True
         limit = self.settings.time_limit
-        return limit > 0 and time.perf_counter() - self.start > limit
+        return self.converged or (limit > 0 and time.perf_counter() - self.start > limit)
+
+    def finish(self, solution: _Solution, iteration: int) -> Fit:
+        """Return the last solution, or the best one for held-out pixels."""
+        if self.held_out is not None and self.held_out.best is not None:
+            solution = self.held_out.best
+        return Fit(*solution, self.history, iteration, self.converged)
 
 
 def fit_accelerated(
@@ -117,6 +169,7 @@ def fit_accelerated(
     coefficients: torch.Tensor,
     settings: ImageMMSettings,
     progress: ProgressCallback | None = None,
+    held_out: HeldOut | None = None,
 ) -> Fit:
     """Minimise by accelerated proximal steps in the metric of the PSFs.
 
@@ -132,7 +185,8 @@ def fit_accelerated(
     transform = quadratic.combine(coefficients)
     objective, gradient = evaluate(operator, fidelity, transform)
     objective += quadratic.penalty(coefficients)
-    monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
+    monitor = _Monitor(settings, fidelity, progress, held_out)
+    monitor.record(0, objective, (coefficients, transform, gradient))
     accepted, previous, t, damping = coefficients, coefficients, 1.0, 1.0
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
@@ -150,11 +204,11 @@ def fit_accelerated(
             # Back to the accepted point: without momentum, then with smaller steps.
             damping = damping if beta > 0.0 else 2.0 * damping
             previous, t = accepted, 1.0
-        monitor.record(iteration, objective)
+        monitor.record(iteration, objective, (accepted, transform, gradient))
         if damping > 1e6:
             monitor.converged = True
             break
-    return Fit(accepted, transform, gradient, monitor.history, iteration, monitor.converged)
+    return monitor.finish((accepted, transform, gradient), iteration)
 
 
 def fit_published(
@@ -163,29 +217,28 @@ def fit_published(
     latent: torch.Tensor,
     settings: ImageMMSettings,
     progress: ProgressCallback | None = None,
+    held_out: HeldOut | None = None,
 ) -> Fit:
     """Run the multiplicative update of the paper.
 
     ``x <- x clip(sum F' W y / sum F' W F x, 1 / kappa, kappa)``, where W is
     the inverse variance times the Huber weight of the current residual.
     """
-    objective, ratio = _published_ratio(operator, fidelity, latent)
-    monitor = _Monitor(settings, int((fidelity.inverse_sigma > 0).sum()), objective, progress)
+    monitor = _Monitor(settings, fidelity, progress, held_out)
+    objective, ratio, solution = _published_ratio(operator, fidelity, latent)
+    monitor.record(0, objective, solution)
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
         latent = latent * ratio.clamp_(1.0 / settings.kappa, settings.kappa)
-        objective, ratio = _published_ratio(operator, fidelity, latent)
-        monitor.record(iteration, objective)
-    transform = operator.transform(latent)
-    return Fit(
-        latent[None], transform, torch.zeros_like(transform), monitor.history, iteration, monitor.converged
-    )
+        objective, ratio, solution = _published_ratio(operator, fidelity, latent)
+        monitor.record(iteration, objective, solution)
+    return monitor.finish(solution, iteration)
 
 
 def _published_ratio(
     operator: ConvolutionOperator, fidelity: HuberFidelity, latent: torch.Tensor
-) -> tuple[float, torch.Tensor]:
+) -> tuple[float, torch.Tensor, _Solution]:
     transform = operator.transform(latent)
     objective = 0.0
     above: Any = 0.0
@@ -205,4 +258,5 @@ def _published_ratio(
     denominator = operator.untransform(below)
     # Rounding of the transforms must not move pixels that no exposure sees.
     seen = denominator > 1e-5 * denominator.max()
-    return objective, torch.where(seen, numerator / denominator, torch.ones_like(numerator))
+    ratio = torch.where(seen, numerator / denominator, torch.ones_like(numerator))
+    return objective, ratio, (latent[None], transform, torch.zeros_like(transform))

@@ -28,15 +28,16 @@ import torch
 from ._assemble import assemble
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
-from ._fit import fit_accelerated, fit_published
+from ._fit import HeldOut, fit_accelerated, fit_published
 from ._holes import fill_holes
 from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels
+from ._learned import split_pixels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
 from ._residual import ResidualCorrection
 from ._restoration import Restoration
-from ._settings import DirectSettings, ImageMMSettings
+from ._settings import AstroClearNetSettings, DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
 from ._uncertainty import realize_noise, smooth_variance
 
@@ -87,27 +88,32 @@ def restore_imagemm(
     """
     start = time.perf_counter()
     timings: dict[str, float] = {}
-    fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
-    coadd = direct_coadd(stack, DirectSettings(clip=True))
+    subset, fidelity, test = _hold_out(stack, settings, generator)
+    coadd = direct_coadd(subset, DirectSettings(clip=True))
     accelerated = settings.form == "accelerated"
     spread, smoothing = split_target(settings) if accelerated else (0.0, settings.target_fwhm)
     operator = make_operator(stack, spread, settings.smooth_scale)
     quadratic = make_quadratic(operator, stack, settings)
     timings["prepare"] = time.perf_counter() - start
+    rejected = torch.zeros_like(stack.good)
+    whole = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
     if accelerated:
-        coefficients = start_accelerated(stack, quadratic, coadd, settings.n_start)
+        coefficients = start_accelerated(subset, quadratic, coadd, settings.n_start)
         timings["start"] = time.perf_counter() - start - timings["prepare"]
-        fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress)
+        fit = fit_accelerated(
+            fidelity, quadratic, coefficients, settings, progress, _watch(operator, test, rejected)
+        )
         for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
-            rejected = reject_outliers(operator, fidelity, fit.transform, settings.reject_sigma)
-            if not bool(rejected.any()):
+            found = reject_outliers(operator, whole.without(rejected), fit.transform, settings.reject_sigma)
+            if not bool(found.any()):
                 break
-            kept = fidelity.inverse_sigma.masked_fill(rejected, 0.0)
-            fidelity = HuberFidelity(stack.image, kept, settings.huber_delta)
-            fit = fit.then(fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress))
+            rejected |= found
+            fidelity = fidelity.without(rejected)
+            watch = _watch(operator, test, rejected)
+            fit = fit.then(fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress, watch))
     else:
-        latent = _start_published(stack, operator, coadd)
-        fit = fit_published(operator, fidelity, latent, settings, progress)
+        latent = _start_published(subset, operator, coadd)
+        fit = fit_published(operator, fidelity, latent, settings, progress, _watch(operator, test, rejected))
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
     size = stamp_size(stack, settings.target_fwhm)
     narrow = gaussian_kernel(smoothing, size)
@@ -134,9 +140,7 @@ def restore_imagemm(
         variance=variance,
         psf=gaussian_kernel(settings.target_fwhm, size, dtype=stack.image.dtype),
         model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
-        clipped=lambda t, residual: (
-            (residual.abs() > 2.0 * settings.huber_delta) | (stack.good[t] & (fidelity.inverse_sigma[t] == 0))
-        ),
+        clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | rejected[t],
         noise_realizations=realizations,
         history=fit.history,
         n_iterations=fit.n_iterations,
@@ -147,12 +151,29 @@ def restore_imagemm(
     )
 
 
+def _hold_out(
+    stack: ExposureStack, settings: ImageMMSettings, generator: torch.Generator
+) -> tuple[ExposureStack, HuberFidelity, HuberFidelity | None]:
+    """Return the stack and the data term to fit, and that to watch, if any."""
+    if settings.held_out <= 0.0:
+        fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
+        return stack, fidelity, None
+    pixels, fidelity, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
+    return stack.without(pixels), fidelity, test
+
+
+def _watch(
+    operator: ConvolutionOperator, test: HuberFidelity | None, rejected: torch.Tensor
+) -> HeldOut | None:
+    return None if test is None else HeldOut(operator, test.without(rejected))
+
+
 def stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
     """Return an odd size that holds the target PSF."""
     return 2 * max(stack.psf.shape[-1] // 2, math.ceil(2.5 * target_fwhm)) + 1
 
 
-def split_target(settings: ImageMMSettings) -> tuple[float, float]:
+def split_target(settings: ImageMMSettings | AstroClearNetSettings) -> tuple[float, float]:
     """Return the FWHM of s and of c (see `restore_imagemm`)."""
     target = settings.target_fwhm
     spread = FWHM_PER_SIGMA * math.sqrt(settings.pixel_spread)

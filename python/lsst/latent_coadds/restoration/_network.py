@@ -76,16 +76,16 @@ class LatentNetwork(nn.Module):
         n_features: int,
         *,
         width: int = 16,
-        n_encoder: int = 6,
-        depth: int = 2,
+        n_encoder: int = 4,
+        depth: int = 3,
         normalisation: str = "channel",
     ) -> None:
         super().__init__()
         self.depth = depth
         self.encoder = nn.Sequential(
-            nn.Conv2d(2, n_encoder, 5, padding=2),
+            nn.Conv2d(2, n_encoder, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(n_encoder, n_encoder, 5, padding=2),
+            nn.Conv2d(n_encoder, n_encoder, 3, padding=1),
             nn.SiLU(),
         )
         self.first = _Block(n_features + 2 * n_encoder, width, normalisation)

@@ -135,6 +135,12 @@ class ImageMMSettings(_Checked):
         "this many sigma (and a tenth of the model) are left out of a second one; 0 keeps them.",
         min=0.0,
     )
+    held_out: float = _setting(
+        0.0,
+        "Fraction of pixels that is held out; the update that they like best is kept. 0 uses all pixels.",
+        min=0.0,
+        max=0.5,
+    )
     kappa: float = _setting(2.0, "Largest factor by which a published update changes a pixel.", min=1.0)
     n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
 
@@ -154,6 +160,12 @@ class AstroClearNetSettings(_Checked):
         "FWHM of the Gaussian PSF of the result, in latent pixels; 0 gives the bare latent image.",
         min=0.0,
     )
+    pixel_spread: float = _setting(
+        0.5,
+        "Improved form: variance (latent px^2, per axis) of the PSF of the network's own image; the rest of "
+        "the target PSF is applied to it, so that nothing can be narrower than that.",
+        min=0.0,
+    )
     skip: str = _setting(
         "linear",
         "Improved form: what the network adds to, a linear deconvolution or the coadd.",
@@ -163,9 +175,9 @@ class AstroClearNetSettings(_Checked):
         "channel", "Improved form: normalisation of layers.", choices=("channel", "group", "none")
     )
     width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
-    depth: int = _setting(2, "Improved form: number of halvings of the resolution.", min=0, max=5)
+    depth: int = _setting(3, "Improved form: number of halvings of the resolution.", min=0, max=5)
     n_iter: int = _setting(300, "Largest number of training steps.", min=1)
-    learning_rate: float = _setting(5e-3, "Largest learning rate of AdamW.", min=0.0)
+    learning_rate: float = _setting(1e-2, "Largest learning rate of AdamW.", min=0.0)
     warm_up: int = _setting(20, "Steps over which the rate rises.", min=0)
     weight_decay: float = _setting(0.01, "Weight decay of AdamW.", min=0.0)
     clip_norm: float = _setting(1.0, "Largest norm of the gradient of the weights.", min=0.0)
