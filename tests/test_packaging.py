@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import re
 import shutil
@@ -28,6 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
     not (ROOT / "pyproject.toml").exists(), reason="needs the source tree of the package"
 )
+
+
+def normalise(name: str) -> str:
+    """Return the name of a distribution as packaging tools compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,7 @@ def test_pins_satisfy_the_declared_dependencies(project: dict[str, Any]) -> None
         if line and not line.startswith("#"):
             assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), f"not a plain pin: {line}"
             name, _, version = line.partition("==")
-            pins[re.sub(r"[-_.]+", "-", name).lower()] = version
+            pins[normalise(name)] = version
     declared = [
         *project["build-system"]["requires"],
         *project["project"]["dependencies"],
@@ -121,6 +128,33 @@ def test_pins_satisfy_the_declared_dependencies(project: dict[str, Any]) -> None
             assert requirement.specifier.contains(pins[requirement.name]), text
     weekly = {version for name, version in pins.items() if name in {"lsst-images", "lsst-pipe-base"}}
     assert weekly == {pins["lsst-daf-butler"]} == {pins["lsst-ctrl-mpexec"]}
+
+
+def test_every_import_is_declared(project: dict[str, Any]) -> None:
+    distributions = importlib.metadata.packages_distributions()
+    needs = [*project["project"]["dependencies"]]
+    needs += [need for extra in project["project"]["optional-dependencies"].values() for need in extra]
+    declared = {normalise(re.split(r"[ \[<>=!~;]", need)[0]) for need in needs}
+    undeclared = {}
+    for path in (ROOT / "python" / "lsst" / "latent_coadds").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                names = [node.module]
+            for top in {name.partition(".")[0] for name in names} - {"lsst", *sys.stdlib_module_names}:
+                owners = {normalise(name) for name in distributions.get(top, [top])}
+                if not owners & declared:
+                    undeclared[top] = str(path.relative_to(ROOT))
+    assert undeclared == {}
+
+
+def test_links_of_the_documents_resolve() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "doc").glob("*.md")):
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} points at {target}"
 
 
 def test_tree_builds_with_eups_too() -> None:
