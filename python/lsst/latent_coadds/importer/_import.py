@@ -17,18 +17,20 @@ from typing import Any
 from astropy.table import Table
 from astropy.wcs import WCS
 
-from lsst.daf.butler import Butler
+from lsst.daf.butler import Butler, MissingCollectionError
 from lsst.images import Box
 from lsst.images.psfs import PiffWrapper
 
 from ..repository import (
     CALEXP,
     SKY_MAP_RUN,
+    SkyMapGeometry,
     VisitRecord,
     box_region,
     make_or_open,
     make_visit_image,
     put_calexp,
+    read_sky_map,
     register_instrument,
     register_sky_map,
     register_visit,
@@ -212,6 +214,7 @@ def _register(butler: Butler, candidates: list[_Candidate], settings: ImportSett
     except ValueError as e:
         raise ManifestError(f"{e} Otherwise give another instrument name.") from e
     if list(butler.registry.queryDimensionRecords("skymap", skymap=settings.skymap, check=False)):
+        _check_overlap(read_sky_map(butler, settings.skymap), candidates)
         return 0
     geometry = cover_exposures(
         settings.skymap,
@@ -225,19 +228,32 @@ def _register(butler: Butler, candidates: list[_Candidate], settings: ImportSett
     return sum(len(tract.patches) for tract in geometry.tracts.values())
 
 
+def _check_overlap(sky_map: SkyMapGeometry, candidates: list[_Candidate]) -> None:
+    tracts = [tract.region() for tract in sky_map.tracts.values()]
+    for candidate in candidates:
+        region = box_region(candidate.wcs, Box.from_shape(candidate.shape))
+        if not all(region.isDisjointFrom(tract) for tract in tracts):
+            return
+    raise ManifestError(
+        f"No exposure overlaps the sky map {sky_map.name!r} that the repository has; "
+        "give another name of a sky map, which is then made to cover them."
+    )
+
+
 def _is_present(butler: Butler, candidate: _Candidate, settings: ImportSettings) -> bool:
     if not list(butler.registry.queryDatasetTypes(CALEXP)):
         return False
-    if not butler.collections.query(settings.run):
-        return False
     identity = candidate.identity
-    ref = butler.find_dataset(
-        CALEXP,
-        instrument=settings.instrument,
-        visit=identity.visit,
-        detector=identity.detector,
-        collections=settings.run,
-    )
+    try:
+        ref = butler.find_dataset(
+            CALEXP,
+            instrument=settings.instrument,
+            visit=identity.visit,
+            detector=identity.detector,
+            collections=settings.run,
+        )
+    except MissingCollectionError:
+        return False
     return ref is not None
 
 
