@@ -83,7 +83,7 @@ def measure_stars(result: Result, scene: Scene) -> np.ndarray:
 
 
 def _ring(image: np.ndarray, shape: StarShape) -> float:
-    return ring_depth(image, shape.x, shape.y, peak=shape.peak, fwhm=shape.fwhm, radius=9.0).depth
+    return ring_depth(image, shape.x, shape.y, peak=shape.peak, fwhm=shape.fwhm, radius=14.0).depth
 
 
 def background_rms(result: Result, scene: Scene, distance: float = 14.0) -> float:

@@ -101,7 +101,7 @@ def _faint_rows(figures: list[dict[str, Any]], _: Any) -> Entries:
 
 def _pair_rows(figures: list[dict[str, Any]], _: Any) -> Entries:
     split, pairs = (sum(entry[key] for entry in figures) for key in ("split", "pairs"))
-    return [('pairs 0.5" apart split, %', ">= 90", f"{100 * split / pairs:.0f} of {pairs}")]
+    return [('pairs 0.5" apart split', ">= 90 %", f"{100 * split / pairs:.0f} % of {pairs}")]
 
 
 def _limit(figures: list[dict[str, Any]]) -> tuple[float, str]:

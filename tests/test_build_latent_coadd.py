@@ -14,7 +14,7 @@ import yaml
 
 from lsst.images.cells import CellCoadd, CellIJ
 from lsst.latent_coadds import BuildLatentCoaddConfig, BuildLatentCoaddTask
-from lsst.latent_coadds.restoration import SETTINGS_CLASSES
+from lsst.latent_coadds.restoration import SETTINGS_CLASSES, ExposureStack, save_weights, train_weights
 from lsst.latent_coadds.tests._mock import MockVisits, make_mock_patch, read_mock
 from lsst.pex.config import FieldValidationError
 from lsst.pipe.base import Struct
@@ -29,6 +29,9 @@ def _run(
     config = BuildLatentCoaddConfig()
     config.restorer.name = method
     config.device = "cpu"
+    configure = settings.pop("configure", None)
+    if configure is not None:
+        configure(config)
     for name, value in settings.items():
         setattr(config, name, value)
     config.validate()
@@ -176,3 +179,46 @@ def test_config_mirrors_the_settings() -> None:
     config.seed = -1
     with pytest.raises(FieldValidationError, match="seed"):
         config.validate()
+
+
+@pytest.mark.parametrize("method", ["astroclearnet", "combined"])
+def test_one_network_serves_all_tiles(method: str, tmp_path) -> None:
+    def configure(config: BuildLatentCoaddConfig) -> None:
+        active = config.restorer[method]
+        active.width, active.crop = 8, 64
+        setattr(active, "n_iter" if method == "astroclearnet" else "network_steps", 60)
+
+    settings = {"n_training_crops": 2, "training_crop_size": 64, "halo": 24, "configure": configure}
+    tiled = _run(method, tile_size=48, **settings)
+    metrics = tiled.latent_coadd_metrics
+    assert len(metrics["tiles"]) == 4
+    # Trained once for all, and applied to each tile as it is.
+    assert metrics["timings"]["training"] > 0
+    assert all(tile["n_iterations"] == 0 for tile in metrics["tiles"])
+    image = tiled.latent_coadd.image.array
+    # A few seconds of training; what it ends with is tested elsewhere.
+    assert image[39:56, 39:56].sum() == pytest.approx(5000.0, rel=0.15)
+    # No step across the seams, beyond what pixels differ by anyway.
+    steps = np.abs(np.diff(image, axis=1))
+    sky = np.r_[5:20, 60:90]
+    assert np.median(steps[sky, 47]) < 3 * np.median(steps[sky]) + 0.02
+
+
+def test_training_starts_from_stored_weights(tmp_path) -> None:
+    def configure(config: BuildLatentCoaddConfig) -> None:
+        config.restorer["astroclearnet"].width = 8
+        config.restorer["astroclearnet"].n_iter = 1
+
+    stack = ExposureStack(
+        np.random.default_rng(1).normal(size=(2, 64, 64)),
+        np.ones((2, 64, 64)),
+        np.ones((2, 64, 64), dtype=bool),
+        np.ones((2, 5, 5)),
+    )
+    weights = train_weights([stack], "astroclearnet", width=8, n_iter=1)
+    save_weights(weights, tmp_path / "weights.pt")
+    result = _run("astroclearnet", initial_weights=str(tmp_path / "weights.pt"), configure=configure)
+    assert result.latent_coadd_metrics["tiles"][0]["n_iterations"] == 0
+    (tmp_path / "bad.pt").write_text("nothing")
+    with pytest.raises(ValueError, match="holds no weights"):
+        _run("astroclearnet", initial_weights=str(tmp_path / "bad.pt"), configure=configure)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,13 @@ from lsst.latent_coadds.restoration import (
     HuberFidelity,
     RestorationError,
     gaussian_kernel,
+    load_weights,
     restore,
+    save_weights,
+    train_weights,
 )
 from lsst.latent_coadds.restoration._network import LatentNetwork, PublishedNetwork
-from lsst.latent_coadds.restoration._training import TrainingProblem, train
+from lsst.latent_coadds.restoration._training import Member, Training, TrainingOptions, TrainingProblem, train
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 QUICK: dict[str, dict[str, Any]] = {
@@ -63,7 +67,7 @@ def test_network_takes_any_number_of_exposures(n: int, normalisation: str) -> No
 
 def test_network_ignores_the_order_of_exposures() -> None:
     torch.manual_seed(0)
-    network = LatentNetwork(2, width=8)
+    network = LatentNetwork(2, width=8, depth=2)
     torch.nn.init.normal_(network.last.weight)
     features, exposures, weights = torch.randn(2, 16, 16), torch.randn(5, 2, 16, 16), torch.rand(5)
     order = torch.tensor([3, 1, 4, 0, 2])
@@ -73,7 +77,7 @@ def test_network_ignores_the_order_of_exposures() -> None:
 
 def test_network_does_the_same_on_a_crop() -> None:
     torch.manual_seed(0)
-    network = LatentNetwork(2, width=8)
+    network = LatentNetwork(2, width=8, depth=2)
     torch.nn.init.normal_(network.last.weight)
     features, exposures, weights = torch.randn(2, 96, 96), torch.randn(2, 2, 96, 96), torch.full((2,), 0.5)
     whole = network(features, exposures, weights)
@@ -138,10 +142,20 @@ def test_published_form_learns() -> None:
 
 
 def test_network_that_collapses_is_reported() -> None:
-    a = stars()
-    a["image"] = -np.abs(a["image"]) - 5.0
+    stack = ExposureStack(**stars())
+    weights = restore(stack, "astroclearnet", form="published", n_iter=1, n_realizations=0).weights
+    assert weights is not None
+    dead = {name: torch.zeros_like(value) for name, value in weights.items()}
     with pytest.raises(RestorationError, match="collapsed"):
-        restore(ExposureStack(**a), "astroclearnet", form="published", n_iter=20)
+        restore(stack, "astroclearnet", form="published", weights=dead)
+
+
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_empty_sky_stays_empty(method: str) -> None:
+    a = stars()
+    a["image"] = np.random.default_rng(8).normal(size=a["image"].shape)
+    r = restore(ExposureStack(**a), method, **QUICK[method])
+    assert float(r.image.abs().max()) < 3.0
 
 
 def small_problem() -> tuple[TrainingProblem, torch.nn.Module]:
@@ -154,35 +168,33 @@ def small_problem() -> tuple[TrainingProblem, torch.nn.Module]:
     return TrainingProblem(kernels, operator, training, test), torch.nn.Conv2d(1, 1, 1)
 
 
-OPTIONS: dict[str, Any] = {
-    "learning_rate": 0.05,
-    "warm_up": 2,
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,
-    "check_every": 5,
-    "time_limit": 0.0,
-    "reject_sigma": 0.0,
-}
+def run_training(problem: TrainingProblem, network: torch.nn.Module, predict: Any, *, crop: int) -> Training:
+    options = TrainingOptions(
+        n_iter=60,
+        learning_rate=0.05,
+        warm_up=2,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        crop=crop,
+        check_every=5,
+        patience=100,
+        time_limit=0.0,
+        reject_sigma=0.0,
+    )
+    member = Member(predict, problem, torch.zeros_like(problem.training.image, dtype=torch.bool))
+    return train(network, [member], options, generator=torch.Generator().manual_seed(0))
 
 
 def test_training_on_crops_keeps_the_best_weights() -> None:
     problem, network = small_problem()
     ones = torch.ones(1, 48, 48)
-    result = train(
-        network,
-        lambda region: network(ones[:, region[0], region[1]])[0],
-        problem,
-        n_iter=60,
-        crop=24,
-        patience=100,
-        generator=torch.Generator().manual_seed(0),
-        **OPTIONS,
-    )
-    assert result.latent.shape == (48, 48)
+    result = run_training(problem, network, lambda region: network(ones[:, region[0], region[1]])[0], crop=24)
+    latent = result.latents[0]
+    assert latent.shape == (48, 48)
     best = min(result.history, key=lambda entry: entry["held_out"])
-    assert problem.loss(problem.held_out, result.latent) == pytest.approx(best["held_out"])
-    assert float(network(ones).detach().mean()) == pytest.approx(float(result.latent.mean()))
-    assert float(result.latent[10:-10, 10:-10].mean()) == pytest.approx(0.5, abs=0.1)
+    assert problem.loss(problem.held_out, latent) == pytest.approx(best["held_out"])
+    assert float(network(ones).detach().mean()) == pytest.approx(float(latent.mean()))
+    assert float(latent[10:-10, 10:-10].mean()) == pytest.approx(0.5, abs=0.1)
 
 
 def test_training_that_diverges_is_retried_and_reported() -> None:
@@ -195,14 +207,43 @@ def test_training_that_diverges_is_retried_and_reported() -> None:
         return network(ones)[0] * (torch.nan if torch.is_grad_enabled() else 1.0)
 
     with pytest.raises(RestorationError, match="three times"):
-        train(
-            network,
-            broken,
-            problem,
-            n_iter=60,
-            crop=64,
-            patience=100,
-            generator=torch.Generator().manual_seed(0),
-            **OPTIONS,
-        )
+        run_training(problem, network, broken, crop=64)
     assert len(calls) == 4
+
+
+@pytest.mark.parametrize("method", sorted(QUICK))
+def test_weights_give_the_same_image_again(method: str, tmp_path: Path) -> None:
+    stack = ExposureStack(**stars())
+    settings = {**QUICK[method], "reject_sigma": 0.0}
+    first = restore(stack, method, **settings)
+    assert first.weights is not None
+    save_weights(first.weights, tmp_path / "weights.pt")
+    again = restore(stack, method, weights=load_weights(tmp_path / "weights.pt"), **settings)
+    assert again.n_iterations == 0
+    assert float((again.image - first.image).abs().max()) < 1e-5 * float(first.image.max())
+
+
+def test_one_network_serves_several_stacks() -> None:
+    stacks = [ExposureStack(**stars(n, seed=n)) for n in (3, 5)]
+    weights = train_weights(stacks, "astroclearnet", n_iter=60, width=8)
+    other = ExposureStack(**stars(4, seed=9))
+    trained = restore(other, "astroclearnet", weights=weights, width=8, n_realizations=0)
+    untrained = {name: torch.zeros_like(value) for name, value in weights.items()}
+    start = restore(other, "astroclearnet", weights=untrained, width=8, n_realizations=0)
+    assert trained.history[0]["held_out"] < start.history[0]["held_out"]
+    assert float(trained.image[10:30, 10:30].sum()) == pytest.approx(1000.0, rel=0.1)
+
+
+def test_wrong_weights_are_named(tmp_path: Path) -> None:
+    stack = ExposureStack(**stars())
+    weights = train_weights([stack], "astroclearnet", n_iter=1, width=8)
+    with pytest.raises(ValueError, match="do not fit"):
+        restore(stack, "astroclearnet", weights=weights, width=16)
+    with pytest.raises(TypeError, match="no network"):
+        restore(stack, "imagemm", weights=weights)
+    with pytest.raises(ValueError, match="no stack"):
+        train_weights([], "astroclearnet")
+    path = tmp_path / "rubbish.pt"
+    path.write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=r"rubbish\.pt holds no weights"):
+        load_weights(path)

@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import Fit, fit_accelerated
 from ._imagemm import make_operator, make_quadratic, split_target, stamp_size, start_accelerated
 from ._kernels import convolve, gaussian_kernel, matching_kernels
-from ._learned import LatentPredictor, Output, describe, fill_data, split_pixels
+from ._learned import LatentPredictor, Output, fill_data, split_pixels
+from ._learned_restorer import Preparation, Weights, restore_learned
 from ._network import LatentNetwork
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
@@ -32,7 +34,7 @@ from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import CombinedSettings, DirectSettings
 from ._stack import ExposureStack
-from ._training import TrainingProblem, train
+from ._training import TrainingOptions, TrainingProblem
 from ._uncertainty import find_sources, refit
 
 
@@ -57,6 +59,7 @@ def restore_combined(
     *,
     generator: torch.Generator,
     progress: Callable[[int, int, float], None] | None = None,
+    weights: Weights | None = None,
 ) -> Restoration:
     """Restore a stack with ImageMM and improve that with a network.
 
@@ -70,6 +73,8 @@ def restore_combined(
         Source of the weights, of the held-out pixels and of the noise.
     progress : `~collections.abc.Callable`, optional
         Called with (iteration, largest number of iterations, loss).
+    weights : `dict`, optional
+        Weights of a trained network, which is applied as it is.
 
     Raises
     ------
@@ -83,6 +88,37 @@ def restore_combined(
     held-out pixels no longer gain, which may be at once: then the result is
     that of ImageMM.
     """
+    return restore_learned(
+        stack,
+        settings,
+        prepare,
+        training_options(settings),
+        "combined",
+        generator=generator,
+        weights=weights,
+        progress=progress,
+    )
+
+
+def training_options(settings: CombinedSettings) -> TrainingOptions:
+    """Return how the network is trained."""
+    return TrainingOptions(
+        n_iter=settings.network_steps,
+        learning_rate=settings.learning_rate,
+        warm_up=10,
+        weight_decay=0.01,
+        clip_norm=1.0,
+        crop=settings.crop,
+        check_every=settings.check_every,
+        patience=settings.patience,
+        time_limit=settings.time_limit,
+        # ImageMM has done so.
+        reject_sigma=0.0,
+    )
+
+
+def prepare(stack: ExposureStack, settings: CombinedSettings, generator: torch.Generator) -> Preparation:
+    """Fit ImageMM to a stack, and make it ready for the network."""
     start = time.perf_counter()
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
     subset = stack.without(held_out)
@@ -103,54 +139,27 @@ def restore_combined(
         quadratic, settings.target_fwhm, stack.exposure_weights(), skip="seed", softness=0.02
     )
     inputs = predictor.encode(fill_data(subset, coadd), seed.image(fit.transform))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        network = LatentNetwork(predictor.n_features, width=settings.width).to(stack.image)
-    result = train(
-        network,
-        lambda region: predictor.predict(network, inputs, region),
-        TrainingProblem(
-            matching_kernels(stack.psf, settings.target_fwhm).to(stack.image), operator, training, test
-        ),
-        n_iter=settings.network_steps,
-        learning_rate=settings.learning_rate,
-        warm_up=10,
-        weight_decay=0.01,
-        clip_norm=1.0,
-        crop=settings.crop,
-        check_every=settings.check_every,
-        patience=settings.patience,
-        time_limit=settings.time_limit,
-        reject_sigma=0.0,
-        generator=generator,
-        progress=progress,
-    )
-    timings["network"] = time.perf_counter() - start - timings["imagemm"]
     rows, columns = (slice(0, n) for n in operator.latent_shape)
 
-    def respond(problem: HuberFidelity) -> torch.Tensor:
+    def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
         again = refit(seed.quadratic, problem, seed.coefficients * found)[1]
         return predictor.predict(network, predictor.encode(problem.image, seed.image(again)), (rows, columns))
 
-    result.rejected = rejected
     corrects = settings.residual_damping > 0.0
-    return describe(
-        stack,
-        quadratic,
-        Output(
-            operator,
-            ResidualCorrection(quadratic, settings.target_fwhm, settings.residual_damping)
-            if corrects
-            else None,
-            0.0,
-        ),
-        result,
-        respond,
-        settings=settings,
-        method="combined",
+    correction = (
+        ResidualCorrection(quadratic, settings.target_fwhm, settings.residual_damping) if corrects else None
+    )
+    kernels = matching_kernels(stack.psf, settings.target_fwhm).to(stack.image)
+    return Preparation(
+        problem=TrainingProblem(kernels, operator, training, test),
+        rejected=rejected,
+        make_network=lambda: LatentNetwork(predictor.n_features, width=settings.width).to(stack.image),
+        predict=lambda network, region: predictor.predict(network, inputs, region),
+        respond=respond,
+        quadratic=quadratic,
+        output=Output(operator, correction, 0.0),
         psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
         timings=timings,
-        generator=generator,
     )
 
 

@@ -82,8 +82,8 @@ class LatentPredictor:
     ----------
     quadratic : `NonNegativeQuadratic`
         The problem, with kernels that contain the target PSF.
-    target_fwhm : `float`
-        FWHM of the target PSF.
+    spread : `float`
+        FWHM of the Gaussian that the kernels were divided by.
     weights : `torch.Tensor`, shape (T,)
         Weight of each exposure.
     skip : `str`
@@ -104,7 +104,7 @@ class LatentPredictor:
     def __init__(
         self,
         quadratic: NonNegativeQuadratic,
-        target_fwhm: float,
+        spread: float,
         weights: torch.Tensor,
         *,
         skip: str,
@@ -116,7 +116,7 @@ class LatentPredictor:
         self.sigma = 1.0 / math.sqrt(float(weights.sum()))
         self.skip = skip
         self.softness = softness
-        self._linear = [ResidualCorrection(quadratic, target_fwhm, damping) for damping in self.dampings]
+        self._linear = [ResidualCorrection(quadratic, spread, damping) for damping in self.dampings]
 
     @property
     def n_features(self) -> int:
@@ -195,17 +195,17 @@ class Output:
         return self.operator.crop(convolve(image, gaussian_kernel(self.smoothing, size)))
 
 
-def check_not_empty(problem: TrainingProblem, result: Training) -> None:
-    """Raise if a network does not explain more than an empty sky does.
+def check_not_empty(problem: TrainingProblem, quadratic: NonNegativeQuadratic, latent: torch.Tensor) -> None:
+    """Raise if a network lost all sources; an empty sky may stay empty.
 
     Raises
     ------
     RestorationError
-        It does not.
+        A matched filter finds sources, and the network explains the
+        exposures no better than an empty sky does.
     """
-    if not problem.loss(problem.training, result.latent) < problem.loss(
-        problem.training, torch.zeros_like(result.latent)
-    ):
+    loss, loss_empty = (problem.loss(problem.training, x) for x in (latent, torch.zeros_like(latent)))
+    if loss >= loss_empty and bool(find_sources(problem.training, quadratic, threshold=6.0).any()):
         raise RestorationError(
             "The network collapsed to an empty image; try another seed or a lower learning_rate."
         )
@@ -245,11 +245,12 @@ def describe(
         Source of the noise.
     """
     start = time.perf_counter()
-    inverse_sigma = stack.inverse_variance.sqrt().masked_fill(result.rejected, 0.0)
+    latent, rejected = result.latents[0], result.rejected[0]
+    inverse_sigma = stack.inverse_variance.sqrt().masked_fill(rejected, 0.0)
     fidelity = HuberFidelity(stack.image, inverse_sigma, settings.huber_delta)
-    image = output.finish(result.latent, fidelity)
+    image = output.finish(latent, fidelity)
     operator = output.operator
-    quiet = operator.transform(result.latent * find_sources(fidelity, quadratic))
+    quiet = operator.transform(latent * find_sources(fidelity, quadratic))
     calm = torch.cat([operator.predict(quiet, which) for which in operator.chunks()])
     undisturbed = HuberFidelity(calm, fidelity.inverse_sigma, fidelity.delta)
     reference = output.finish(respond(undisturbed), undisturbed)
@@ -261,7 +262,7 @@ def describe(
     variance = (
         smooth_variance(realizations, image) if replicas else direct_coadd(stack, DirectSettings()).variance
     )
-    transform = output.correct(result.latent, fidelity)
+    transform = output.correct(latent, fidelity)
     timings["uncertainty"] = time.perf_counter() - start
     return assemble(
         stack,
@@ -269,7 +270,7 @@ def describe(
         variance=variance,
         psf=psf,
         model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
-        clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | result.rejected[t],
+        clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | rejected[t],
         noise_realizations=realizations,
         history=result.history,
         n_iterations=result.n_iterations,

@@ -20,6 +20,11 @@ from ._operators import ConvolutionOperator
 _GROWTH = 3
 """Steps by which an outlier spreads over neighbours that deviate less."""
 
+_LARGEST_SHARE = 0.35
+"""Where a larger part of the exposures deviates, it is the model that lacks a
+source, and nothing is rejected.
+"""
+
 
 def reject_outliers(
     operator: ConvolutionOperator,
@@ -58,16 +63,32 @@ def reject_outliers(
     size. That is harmless for a single pixel, but a trail pulls coherently
     along its length; so what cannot be sky is taken out altogether.
     """
-    outliers = torch.zeros_like(fidelity.image, dtype=torch.bool)
+    found = torch.zeros_like(fidelity.image, dtype=torch.bool)
+    near = torch.zeros_like(found)
     for which in operator.chunks():
         model = operator.predict(transform, which)
         allowed = tolerance * _dilate(model.clamp_min(0.0)) * fidelity.inverse_sigma[which]
         excess = fidelity.residual(model, which).abs() - allowed
-        found, near = excess > n_sigma, excess > 0.5 * n_sigma
+        found[which], near[which] = excess > n_sigma, excess > 0.5 * n_sigma
+    found &= ~_shared(found, fidelity.inverse_sigma > 0)
+    for which in operator.chunks():
+        grown = found[which]
         for _ in range(_GROWTH):
-            found = found | (near & (_dilate(found.to(excess)) > 0))
-        outliers[which] = (_dilate(found.to(excess)) > 0) & (fidelity.inverse_sigma[which] > 0)
-    return outliers
+            grown = grown | (near[which] & _grow(grown))
+        found[which] = _grow(grown) & (fidelity.inverse_sigma[which] > 0)
+    return found
+
+
+def _shared(found: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+    """Return where (H, W) too many exposures agree against the model."""
+    n_found = sum(_grow(plane[None])[0].to(torch.int32) for plane in found)
+    n_good = good.sum(dim=0)
+    return n_found > (_LARGEST_SHARE * n_good).clamp_min(1.0)
+
+
+def _grow(planes: torch.Tensor) -> torch.Tensor:
+    """Return pixels (n, H, W) that are `True` or have such a neighbour."""
+    return _dilate(planes.to(torch.float32)) > 0
 
 
 def _dilate(planes: torch.Tensor) -> torch.Tensor:

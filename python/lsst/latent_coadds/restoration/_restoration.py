@@ -58,6 +58,8 @@ class Restoration:
         Whether the fit stopped by itself, and not at a limit.
     noise_realizations : `torch.Tensor`, shape (N, H, W)
         Samples of the noise of ``image``, correlations included.
+    weights : `dict` [ `str`, `torch.Tensor` ] or `None`
+        Weights of the network, where there is one.
     method, settings, device, timings
         How, on what and how long (seconds by name of the stage).
     """
@@ -80,6 +82,7 @@ class Restoration:
     device: str
     timings: dict[str, float]
     _model: Callable[[int], torch.Tensor] = dataclasses.field(repr=False)
+    weights: dict[str, torch.Tensor] | None = dataclasses.field(default=None, repr=False)
 
     def model(self, t: int) -> torch.Tensor:
         """Return the prediction of exposure ``t``, shape (H, W).

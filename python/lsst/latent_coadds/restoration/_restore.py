@@ -10,17 +10,19 @@
 
 from __future__ import annotations
 
-__all__ = ("restore",)
+__all__ = ("LEARNED_METHODS", "load_weights", "restore", "save_weights", "train_weights")
 
-from collections.abc import Callable
+import os
+import pickle
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ._astroclearnet import restore_astroclearnet
-from ._combined import restore_combined
+from . import _astroclearnet, _combined
 from ._direct import restore_direct
 from ._imagemm import restore_imagemm
+from ._learned_restorer import Weights, train_network
 from ._restoration import Restoration
 from ._settings import make_settings
 from ._stack import ExposureStack
@@ -30,9 +32,14 @@ ProgressCallback = Callable[[int, int, float], None]
 _RESTORERS: dict[str, Callable[..., Restoration]] = {
     "direct": restore_direct,
     "imagemm": restore_imagemm,
-    "astroclearnet": restore_astroclearnet,
-    "combined": restore_combined,
+    "astroclearnet": _astroclearnet.restore_astroclearnet,
+    "combined": _combined.restore_combined,
 }
+
+_LEARNED = {"astroclearnet": _astroclearnet, "combined": _combined}
+
+LEARNED_METHODS = tuple(_LEARNED)
+"""Methods that train a network."""
 
 
 def restore(
@@ -43,6 +50,7 @@ def restore(
     dtype: torch.dtype = torch.float32,
     generator: torch.Generator | None = None,
     progress: ProgressCallback | None = None,
+    weights: Weights | None = None,
     **settings: Any,
 ) -> Restoration:
     """Restore the sky that a stack of exposures has in common.
@@ -62,6 +70,9 @@ def restore(
         so that equal input gives equal output.
     progress : `~collections.abc.Callable`, optional
         Called with (iteration, largest number of iterations, objective).
+    weights : `dict` [ `str`, `torch.Tensor` ], optional
+        For methods with a network: weights from `train_weights`,
+        `load_weights` or an earlier result, applied without training.
     **settings
         Fields of the settings dataclass of the method.
 
@@ -73,20 +84,132 @@ def restore(
     Raises
     ------
     ValueError
-        The method is unknown or a setting is out of its limits.
+        The method is unknown, a setting is out of its limits, or the weights
+        belong to another network.
     TypeError
-        A setting is unknown.
+        A setting is unknown, or weights are given to a method without a
+        network.
     RestorationError
         The fit diverged.
     """
     chosen = make_settings(method, **settings)
+    extra = {}
+    if weights is not None:
+        _check_learned(method)
+        extra["weights"] = weights
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, not {dtype}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        return _RESTORERS[method](
-            stack.to(device=device, dtype=dtype), chosen, generator=generator, progress=progress
+        moved = stack.to(device=_choose_device(device), dtype=dtype)
+        return _RESTORERS[method](moved, chosen, generator=generator, progress=progress, **extra)
+
+
+def train_weights(
+    stacks: Sequence[ExposureStack],
+    method: str = "astroclearnet",
+    *,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    generator: torch.Generator | None = None,
+    progress: ProgressCallback | None = None,
+    weights: Weights | None = None,
+    **settings: Any,
+) -> Weights:
+    """Train one network on several stacks, such as crops of a patch.
+
+    Parameters
+    ----------
+    stacks : `~collections.abc.Sequence` [ `ExposureStack` ]
+        The stacks; their numbers of exposures may differ, except for the
+        published form of AstroClearNet.
+    method : `str`, optional
+        A restorer with a network.
+    device, dtype, generator, progress, **settings
+        As in `restore`.
+    weights : `dict` [ `str`, `torch.Tensor` ], optional
+        Weights to start from.
+
+    Returns
+    -------
+    weights : `dict` [ `str`, `torch.Tensor` ]
+        For `restore`.
+
+    Raises
+    ------
+    ValueError
+        There is no stack, a setting is out of its limits, or the weights
+        belong to another network.
+    TypeError
+        The method has no network.
+    RestorationError
+        Training diverged.
+    """
+    _check_learned(method)
+    if not stacks:
+        raise ValueError("There is no stack to train on; give at least one.")
+    chosen = make_settings(method, **settings)
+    module = _LEARNED[method]
+    device = _choose_device(device)
+    with torch.no_grad():
+        return train_network(
+            [stack.to(device=device, dtype=dtype) for stack in stacks],
+            chosen,
+            module.prepare,
+            module.training_options(chosen),
+            generator=generator or torch.Generator().manual_seed(0),
+            weights=weights,
+            progress=progress,
         )
+
+
+def save_weights(weights: Weights, path: str | os.PathLike[str]) -> None:
+    """Write the weights of a network to a file.
+
+    Parameters
+    ----------
+    weights : `dict` [ `str`, `torch.Tensor` ]
+        The weights.
+    path : `str` or `os.PathLike`
+        The file.
+    """
+    torch.save(dict(weights), path)
+
+
+def load_weights(path: str | os.PathLike[str]) -> Weights:
+    """Read the weights of a network; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path : `str` or `os.PathLike`
+        A file that `save_weights` wrote.
+
+    Returns
+    -------
+    weights : `dict` [ `str`, `torch.Tensor` ]
+        The weights, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        The file holds something else.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{os.fspath(path)} holds no weights; write it with save_weights.") from error
+    if not isinstance(weights, dict) or not all(isinstance(v, torch.Tensor) for v in weights.values()):
+        raise ValueError(f"{os.fspath(path)} holds no weights; write it with save_weights.")
+    return weights
+
+
+def _check_learned(method: str) -> None:
+    if method not in _LEARNED:
+        raise TypeError(f"Restorer {method!r} has no network; those with one are {', '.join(_LEARNED)}.")
+
+
+def _choose_device(device: str | torch.device) -> str | torch.device:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device

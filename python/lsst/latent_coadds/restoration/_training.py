@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-__all__ = ("Training", "TrainingProblem", "train")
+__all__ = ("Member", "Training", "TrainingOptions", "TrainingProblem", "apply", "train")
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,43 +97,55 @@ class TrainingProblem:
 
 @dataclasses.dataclass
 class Training:
-    """The best latent image of a training, and how it came about."""
+    """The best latent images of a training, and how they came about.
 
-    latent: torch.Tensor
-    rejected: torch.Tensor
+    ``latents`` and ``rejected`` have an entry for each member.
+    """
+
+    latents: list[torch.Tensor]
+    rejected: list[torch.Tensor]
     history: list[dict[str, Any]]
     n_iterations: int
     converged: bool
 
 
-def train(
-    network: nn.Module,
-    predict: Predictor,
-    problem: TrainingProblem,
-    *,
-    n_iter: int,
-    learning_rate: float,
-    warm_up: int,
-    weight_decay: float,
-    clip_norm: float,
-    crop: int,
-    check_every: int,
-    patience: int,
-    time_limit: float,
-    reject_sigma: float,
-    generator: torch.Generator,
-    progress: ProgressCallback | None = None,
-) -> Training:
-    """Train a network and keep the weights that held-out pixels like best.
+@dataclasses.dataclass
+class Member:
+    """One of the stacks that a network is trained on.
 
-    Parameters
+    Attributes
     ----------
-    network : `torch.nn.Module`
-        Left with its best weights.
     predict : `~collections.abc.Callable`
         Returns the latent image of a region, with the network as it is.
     problem : `TrainingProblem`
         Data and forward model.
+    rejected : `torch.Tensor` of bool, shape (T, H, W)
+        Pixels that are left out.
+    """
+
+    predict: Predictor
+    problem: TrainingProblem
+    rejected: torch.Tensor
+
+    def whole(self) -> torch.Tensor:
+        """Return the whole latent image."""
+        height, width = self.problem.operator.latent_shape
+        with torch.no_grad():
+            return self.predict((slice(0, height), slice(0, width)))
+
+    def reject(self, latent: torch.Tensor, n_sigma: float) -> None:
+        """Leave out what of single exposures a latent image lacks."""
+        found = self.problem.find_outliers(latent, n_sigma)
+        self.rejected = self.rejected | found
+        self.problem = self.problem.without(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """Numbers that `train` goes by.
+
+    Attributes
+    ----------
     n_iter, learning_rate, warm_up, weight_decay, clip_norm
         Steps, and the usual settings of AdamW with a linear rise and a cosine
         fall of the rate, and clipping of the gradient's norm.
@@ -147,8 +159,40 @@ def train(
     reject_sigma : `float`
         Residual at which a pixel of one exposure is left out after half of
         the steps; 0 leaves out none.
+    """
+
+    n_iter: int
+    learning_rate: float
+    warm_up: int
+    weight_decay: float
+    clip_norm: float
+    crop: int
+    check_every: int
+    patience: int
+    time_limit: float
+    reject_sigma: float
+
+
+def train(
+    network: nn.Module,
+    members: Sequence[Member],
+    options: TrainingOptions,
+    *,
+    generator: torch.Generator,
+    progress: ProgressCallback | None = None,
+) -> Training:
+    """Train a network and keep the weights that held-out pixels like best.
+
+    Parameters
+    ----------
+    network : `torch.nn.Module`
+        Left with its best weights.
+    members : `~collections.abc.Sequence` [ `Member` ]
+        What to train on; each step takes one of them at random.
+    options : `TrainingOptions`
+        How to train.
     generator : `torch.Generator`
-        Places the crops.
+        Chooses members and places the crops.
     progress : `~collections.abc.Callable`, optional
         Called with (iteration, largest number of iterations, loss).
 
@@ -158,58 +202,123 @@ def train(
         The loss became non-finite three times, each time from the last good
         weights and at a lower rate.
     """
-    operator, shape = problem.crop(crop)
-    whole = (slice(0, problem.operator.latent_shape[0]), slice(0, problem.operator.latent_shape[1]))
-    rate, failures = learning_rate, 0
-    optimizer = _make_optimizer(network, rate, weight_decay)
-    start = time.perf_counter()
-    history: list[dict[str, Any]] = []
-    best_loss, best_latent, best_state, since = math.inf, None, _state(network), 0
-    iteration, converged = 0, False
-    rejected = torch.zeros_like(problem.training.image, dtype=torch.bool)
-    half = n_iter // 2 // check_every * check_every
+    state = _State(network, members, options, progress)
+    crops = [member.problem.crop(options.crop) for member in members]
+    rate, failures, iteration = options.learning_rate, 0, 0
+    optimizer = _make_optimizer(network, rate, options.weight_decay)
     while True:
-        if iteration % check_every == 0 or iteration == n_iter:
-            with torch.no_grad():
-                latent = predict(whole)
-            if reject_sigma > 0.0 and iteration == half > 0:
-                rejected = problem.find_outliers(latent, reject_sigma)
-                problem, best_loss, since = problem.without(rejected), math.inf, 0
-            held_out = problem.loss(problem.held_out, latent)
-            entry = {"iteration": iteration, "objective": problem.loss(problem.training, latent)}
-            seconds = time.perf_counter() - start
-            history.append({**entry, "held_out": held_out, "seconds": seconds})
-            if progress is not None:
-                progress(iteration, n_iter, entry["objective"])
-            since = 0 if held_out < best_loss else since + 1
-            if held_out < best_loss:
-                best_loss, best_latent, best_state = held_out, latent, _state(network)
-            converged = since >= patience
-            late = 0 < time_limit < seconds
-            if iteration == n_iter or converged or late:
-                break
+        if (iteration % options.check_every == 0 or iteration == options.n_iter) and state.check(iteration):
+            break
         iteration += 1
-        _set_rate(optimizer, rate * _schedule(iteration, n_iter, warm_up))
-        region = _place(problem.operator.latent_shape, shape, generator)
-        if _step(network, predict, operator, problem.cut(region), region, optimizer, clip_norm):
+        _set_rate(optimizer, rate * _schedule(iteration, options.n_iter, options.warm_up))
+        chosen = int(torch.randint(len(members), (1,), generator=generator)) if len(members) > 1 else 0
+        member, (operator, shape) = members[chosen], crops[chosen]
+        region = _place(member.problem.operator.latent_shape, shape, generator)
+        data = member.problem.cut(region)
+        if _step(network, member.predict, operator, data, region, optimizer, options.clip_norm):
             continue
         failures += 1
         if failures == 3:
             raise RestorationError("Training diverged three times; check the scale of image and variance.")
-        network.load_state_dict(best_state)
+        network.load_state_dict(state.best)
         rate *= 0.3
-        optimizer = _make_optimizer(network, rate, weight_decay)
-    if best_latent is None:
-        raise RestorationError("Training gave no finite result; check the scale of image and variance.")
-    network.load_state_dict(best_state)
-    return Training(best_latent, rejected, history, iteration, converged)
+        optimizer = _make_optimizer(network, rate, options.weight_decay)
+    return state.result(iteration)
+
+
+class _State:
+    """The best weights so far, and the record of the way there."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        members: Sequence[Member],
+        options: TrainingOptions,
+        progress: ProgressCallback | None,
+    ) -> None:
+        self.network = network
+        self.members = members
+        self.options = options
+        self.progress = progress
+        self.start = time.perf_counter()
+        self.history: list[dict[str, Any]] = []
+        self.best = _weights(network)
+        self.best_loss = math.inf
+        self.since = 0
+        self.converged = False
+        self.latents: list[torch.Tensor] = []
+
+    def check(self, iteration: int) -> bool:
+        """Look at the held-out pixels; return whether to end."""
+        options = self.options
+        latents = [member.whole() for member in self.members]
+        half = options.n_iter // 2 // options.check_every * options.check_every
+        if options.reject_sigma > 0.0 and iteration == half > 0:
+            for member, latent in zip(self.members, latents, strict=True):
+                member.reject(latent, options.reject_sigma)
+            self.best_loss, self.since = math.inf, 0
+        entry = {"iteration": iteration, **_losses(self.members, latents)}
+        entry["seconds"] = time.perf_counter() - self.start
+        self.history.append(entry)
+        if self.progress is not None:
+            self.progress(iteration, options.n_iter, entry["objective"])
+        better = entry["held_out"] < self.best_loss
+        self.since = 0 if better else self.since + 1
+        if better:
+            self.best_loss, self.latents, self.best = entry["held_out"], latents, _weights(self.network)
+        self.converged = self.since >= options.patience
+        late = 0 < options.time_limit < entry["seconds"]
+        return iteration == options.n_iter or self.converged or late
+
+    def result(self, iteration: int) -> Training:
+        """Load the best weights and return what they give."""
+        if not self.latents:
+            raise RestorationError("Training gave no finite result; check the scale of image and variance.")
+        self.network.load_state_dict(self.best)
+        rejected = [member.rejected for member in self.members]
+        return Training(self.latents, rejected, self.history, iteration, self.converged)
+
+
+def apply(member: Member, reject_sigma: float) -> Training:
+    """Return what a network makes of a stack without being trained on it.
+
+    Parameters
+    ----------
+    member : `Member`
+        The stack, with the network as it is.
+    reject_sigma : `float`
+        As in `TrainingOptions`.
+    """
+    start = time.perf_counter()
+    latent = member.whole()
+    if not bool(torch.isfinite(latent).all()):
+        raise RestorationError("The given weights make no finite image of these exposures; train them anew.")
+    if reject_sigma > 0.0:
+        member.reject(latent, reject_sigma)
+    entry = {"iteration": 0, **_losses([member], [latent]), "seconds": time.perf_counter() - start}
+    return Training([latent], [member.rejected], [entry], 0, True)
+
+
+def _losses(members: Sequence[Member], latents: Sequence[torch.Tensor]) -> dict[str, float]:
+    """Return mean losses per pixel over all members."""
+    losses = {}
+    for name in ("training", "held_out"):
+        terms = [getattr(member.problem, name) for member in members]
+        counts = [max(1, int((term.inverse_sigma > 0).sum())) for term in terms]
+        values = [
+            member.problem.loss(term, latent)
+            for member, term, latent in zip(members, terms, latents, strict=True)
+        ]
+        total = sum(value * count for value, count in zip(values, counts, strict=True))
+        losses["objective" if name == "training" else name] = total / sum(counts)
+    return losses
 
 
 def _make_optimizer(network: nn.Module, rate: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=weight_decay)
 
 
-def _state(network: nn.Module) -> dict[str, torch.Tensor]:
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 

@@ -211,6 +211,9 @@ class BuildLatentCoaddTask(PipelineTask):
             warping_order=config.warping_order,
             max_invalid_fraction=config.max_invalid_fraction,
             cache_memory=config.cache_memory,
+            n_training_crops=config.n_training_crops,
+            training_crop_size=config.training_crop_size,
+            initial_weights=config.initial_weights,
             seed=config.seed,
             device=device,
         )

@@ -144,6 +144,22 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         default=2.0,
         min=0.0,
     )
+    n_training_crops = RangeField(
+        dtype=int,
+        doc="For restorers with a network, where a patch has several tiles: number of random parts of the "
+        "patch that its one network is trained on.",
+        default=8,
+        min=1,
+    )
+    training_crop_size = RangeField(
+        dtype=int, doc="Side of these parts without the halo, in pixels.", default=256, min=32
+    )
+    initial_weights = Field[str](
+        doc="For restorers with a network: file with the weights that training starts from, as written by "
+        "lsst.latent_coadds.restoration.save_weights.",
+        default=None,
+        optional=True,
+    )
     seed = Field[int](doc="Seed of all random numbers.", default=0)
 
     def validate(self) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from lsst.images import Box
 from lsst.images.cells import CellGrid
 
 from ..adapters import (
@@ -49,6 +50,9 @@ class RestorePatchSettings:
     warping_order: int
     max_invalid_fraction: float
     cache_memory: float
+    n_training_crops: int
+    training_crop_size: int
+    initial_weights: str | None
     seed: int
     device: str
 
@@ -163,6 +167,8 @@ def restore_patch(
     planes = PatchPlanes(bbox)
     psf: np.ndarray | None = None
     tiles = make_tiles(bbox, settings.tile_size)
+    if restorer.trains_per_patch and (len(tiles) > 1 or settings.initial_weights):
+        restorer = _train(exposures, patch, restorer, settings, tiles, metrics, progress)
     for number, inner in enumerate(tiles):
         started = time.perf_counter()
         tile = stack_tile(exposures, inner, settings.halo, edge_width=settings.warping_order)
@@ -185,6 +191,50 @@ def restore_patch(
         progress(f"{where}: done, {restoration.n_iterations} updates")
     _mark_inexact_psf(planes, cells)
     return PatchResult(planes, cells, psf)
+
+
+def _train(
+    exposures: Sequence[PatchExposure],
+    patch: PatchGrid,
+    restorer: Restorer,
+    settings: RestorePatchSettings,
+    tiles: Sequence[Box],
+    metrics: MetricsRecorder,
+    progress: Callable[[str], None],
+) -> Restorer:
+    """Train one network for all tiles, on random parts of the patch."""
+    started = time.perf_counter()
+    stacks = []
+    for box in _choose_crops(patch, tiles, settings):
+        tile = stack_tile(exposures, box, settings.halo, edge_width=settings.warping_order)
+        if tile is not None:
+            stacks.append(tile.stack)
+    if not stacks:
+        return restorer
+    trained = restorer.train(
+        stacks,
+        device=settings.device,
+        generator=_make_generator(settings.seed, patch, len(tiles)),
+        weights_file=settings.initial_weights,
+        progress=_describe_updates(f"training on {len(stacks)} parts of the patch", progress),
+    )
+    metrics.add_timing("training", time.perf_counter() - started)
+    return trained
+
+
+def _choose_crops(patch: PatchGrid, tiles: Sequence[Box], settings: RestorePatchSettings) -> list[Box]:
+    """Place the parts of the patch to train on; a single tile is one part."""
+    if len(tiles) == 1:
+        return list(tiles)
+    bbox = patch.outer_bbox
+    rng = np.random.default_rng([settings.seed, patch.tract, patch.patch])
+    height, width = (min(size, settings.training_crop_size) for size in bbox.shape)
+    crops = []
+    for _ in range(settings.n_training_crops):
+        y = int(rng.integers(bbox.y.start, bbox.y.stop - height + 1))
+        x = int(rng.integers(bbox.x.start, bbox.x.stop - width + 1))
+        crops.append(Box.factory[y : y + height, x : x + width])
+    return crops
 
 
 def _describe_updates(where: str, progress: Callable[[str], None]) -> Callable[[int, int, float], None]:

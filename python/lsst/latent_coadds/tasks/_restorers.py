@@ -10,9 +10,10 @@ from __future__ import annotations
 
 __all__ = ("Restorer", "RestorerField", "SettingsRestorer", "make_config_class", "restorer_registry")
 
+import copy
 import dataclasses
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -29,7 +30,15 @@ from lsst.pex.config import (
 )
 from lsst.pex.config.registry import RegistryInstanceDict
 
-from ..restoration import SETTINGS_CLASSES, ExposureStack, Restoration, restore
+from ..restoration import (
+    LEARNED_METHODS,
+    SETTINGS_CLASSES,
+    ExposureStack,
+    Restoration,
+    load_weights,
+    restore,
+    train_weights,
+)
 
 
 class Restorer(Protocol):
@@ -48,7 +57,37 @@ class Restorer(Protocol):
     chosen (`bool`); otherwise it is the mean of the exposures' PSFs.
     """
 
+    trains_per_patch: bool
+    """Whether a patch of several tiles needs one training for all (`bool`)."""
+
     def __init__(self, config: Config) -> None: ...
+
+    def train(
+        self,
+        stacks: Sequence[ExposureStack],
+        *,
+        device: str,
+        generator: torch.Generator,
+        weights_file: str | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> Restorer:
+        """Return a restorer that was trained on parts of a patch.
+
+        Parameters
+        ----------
+        stacks : `~collections.abc.Sequence`
+            Parts of the patch, as `lsst.latent_coadds.restoration.ExposureStack`.
+        device, generator, progress
+            As for `restore`.
+        weights_file : `str`, optional
+            File with weights to start from.
+
+        Returns
+        -------
+        trained : `Restorer`
+            Another restorer, which leaves this one as it is.
+        """
+        ...
 
     def restore(
         self,
@@ -151,9 +190,33 @@ class SettingsRestorer:
     ConfigClass: ClassVar[type[Config]]
     method: ClassVar[str]
     has_chosen_psf: bool = True
+    trains_per_patch: bool = False
 
     def __init__(self, config: Config) -> None:
         self.settings = config.toDict()
+        self._weights: dict[str, torch.Tensor] | None = None
+
+    def train(
+        self,
+        stacks: Sequence[ExposureStack],
+        *,
+        device: str,
+        generator: torch.Generator,
+        weights_file: str | None = None,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> SettingsRestorer:
+        """Train the network on parts of a patch; see `Restorer.train`."""
+        trained = copy.copy(self)
+        trained._weights = train_weights(
+            stacks,
+            self.method,
+            device=device,
+            generator=generator,
+            weights=load_weights(weights_file) if weights_file else None,
+            progress=progress,
+            **self.settings,
+        )
+        return trained
 
     def restore(
         self,
@@ -165,7 +228,13 @@ class SettingsRestorer:
     ) -> Restoration:
         """Restore a stack of exposures; see `Restorer.restore`."""
         return restore(
-            stack, self.method, device=device, generator=generator, progress=progress, **self.settings
+            stack,
+            self.method,
+            device=device,
+            generator=generator,
+            progress=progress,
+            weights=self._weights,
+            **self.settings,
         )
 
 
@@ -181,6 +250,7 @@ def _register_core_restorers() -> None:
                 "ConfigClass": config_class,
                 "method": method,
                 "has_chosen_psf": method != "direct",
+                "trains_per_patch": method in LEARNED_METHODS,
             },
         )
         # pickling a config needs its class to be importable by name.

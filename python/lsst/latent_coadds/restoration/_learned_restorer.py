@@ -1,0 +1,192 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Restorers that train a network: what they have in common."""
+
+from __future__ import annotations
+
+__all__ = ("Preparation", "Weights", "restore_learned", "train_network")
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from ._fidelity import HuberFidelity
+from ._learned import Output, check_not_empty, describe
+from ._proximal import NonNegativeQuadratic
+from ._restoration import Restoration
+from ._stack import ExposureStack
+from ._training import Member, Region, TrainingOptions, TrainingProblem, apply, train
+
+Weights = dict[str, torch.Tensor]
+ProgressCallback = Callable[[int, int, float], None]
+
+
+@dataclasses.dataclass
+class Preparation:
+    """A stack made ready for a network.
+
+    Attributes
+    ----------
+    problem : `TrainingProblem`
+        Data, the held-out ones apart, and forward model.
+    rejected : `torch.Tensor` of bool, shape (T, H, W)
+        Pixels that are left out from the start.
+    make_network : `~collections.abc.Callable`
+        Returns a network with its first weights.
+    predict : `~collections.abc.Callable`
+        Returns the latent image of a region, from the network.
+    respond : `~collections.abc.Callable`
+        Returns the latent image of other data without gaps, from the network.
+    quadratic : `NonNegativeQuadratic`
+        The problem, to find sources with.
+    output : `Output`
+        From a latent image to the result.
+    psf : `torch.Tensor`, shape (k, k)
+        PSF of the result.
+    timings : `dict` [ `str`, `float` ]
+        Seconds by name of the stage.
+    """
+
+    problem: TrainingProblem
+    rejected: torch.Tensor
+    make_network: Callable[[], nn.Module]
+    predict: Callable[[nn.Module, Region], torch.Tensor]
+    respond: Callable[[nn.Module, HuberFidelity], torch.Tensor]
+    quadratic: NonNegativeQuadratic
+    output: Output
+    psf: torch.Tensor
+    timings: dict[str, float]
+
+    def member(self, network: nn.Module) -> Member:
+        """Return the stack as one that a network can be trained on."""
+        return Member(lambda region: self.predict(network, region), self.problem, self.rejected)
+
+
+Prepare = Callable[[ExposureStack, Any, torch.Generator], Preparation]
+
+
+def _make_network(preparation: Preparation, weights: Weights | None, generator: torch.Generator) -> nn.Module:
+    """Return a network with random weights, or with those given.
+
+    Raises
+    ------
+    ValueError
+        The weights are those of another network.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        network = preparation.make_network()
+    if weights is not None:
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                "The weights do not fit the network of these settings and exposures; use those that were "
+                f"trained with the same form, width and depth ({error})."
+            ) from error
+    return network
+
+
+def train_network(
+    stacks: Sequence[ExposureStack],
+    settings: Any,
+    prepare: Prepare,
+    options: TrainingOptions,
+    *,
+    generator: torch.Generator,
+    weights: Weights | None = None,
+    progress: ProgressCallback | None = None,
+) -> Weights:
+    """Train one network on several stacks, such as parts of a patch.
+
+    Parameters
+    ----------
+    stacks : `~collections.abc.Sequence` [ `ExposureStack` ]
+        The stacks.
+    settings : dataclass
+        Settings of the restorer.
+    prepare : `~collections.abc.Callable`
+        Makes the `Preparation` of a stack.
+    options : `TrainingOptions`
+        How to train.
+    generator : `torch.Generator`
+        Source of everything random, on the CPU.
+    weights : `dict`, optional
+        Weights to start from.
+    progress : `~collections.abc.Callable`, optional
+        See `restore`.
+
+    Returns
+    -------
+    weights : `dict` [ `str`, `torch.Tensor` ]
+        Weights that the held-out pixels of all stacks like best, on the CPU.
+    """
+    preparations = [prepare(stack, settings, generator) for stack in stacks]
+    network = _make_network(preparations[0], weights, generator)
+    members = [preparation.member(network) for preparation in preparations]
+    result = train(network, members, options, generator=generator, progress=progress)
+    for preparation, member, latent in zip(preparations, members, result.latents, strict=True):
+        check_not_empty(member.problem, preparation.quadratic, latent)
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def restore_learned(
+    stack: ExposureStack,
+    settings: Any,
+    prepare: Prepare,
+    options: TrainingOptions,
+    method: str,
+    *,
+    generator: torch.Generator,
+    weights: Weights | None = None,
+    progress: ProgressCallback | None = None,
+) -> Restoration:
+    """Restore a stack with a network.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+    settings, prepare, options, generator, progress
+        As in `train_network`.
+    method : `str`
+        Name of the restorer.
+    weights : `dict`, optional
+        Weights of a trained network, which is applied as it is. Without them
+        a network is trained on this stack.
+    """
+    preparation = prepare(stack, settings, generator)
+    start = time.perf_counter()
+    network = _make_network(preparation, weights, generator)
+    member = preparation.member(network)
+    if weights is None:
+        result = train(network, [member], options, generator=generator, progress=progress)
+    else:
+        result = apply(member, options.reject_sigma)
+    check_not_empty(member.problem, preparation.quadratic, result.latents[0])
+    timings = preparation.timings
+    timings["network"] = time.perf_counter() - start
+    restoration = describe(
+        stack,
+        preparation.quadratic,
+        preparation.output,
+        result,
+        lambda fidelity: preparation.respond(network, fidelity),
+        settings=settings,
+        method=method,
+        psf=preparation.psf,
+        timings=timings,
+        generator=generator,
+    )
+    restoration.weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}
+    return restoration
