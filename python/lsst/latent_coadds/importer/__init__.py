@@ -22,6 +22,7 @@ from ._manifest import *
 from ._prepare import *
 from ._projection import *
 from ._psf import *
+from ._psf_fit import *
 from ._report import *
 from ._settings import *
 from ._star_fit import *

@@ -21,7 +21,8 @@ from ._cosmic_rays import find_cosmic_rays, find_saturated
 from ._errors import BadExposureError
 from ._exposure import PlainExposure
 from ._projection import pixel_scale, serialisable_wcs, shifted_wcs
-from ._psf import PsfFit, fit_psf, psf_from_stamp
+from ._psf import PsfFit, psf_from_stamp
+from ._psf_fit import fit_psf
 from ._settings import ImportSettings
 from ._stars import find_sources, select_stars
 from ._variance import background_variance, detector_variance, noise_scale

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from ._cosmic_rays import CosmicRaySettings
 from ._errors import ManifestError
-from ._psf import PsfSettings
+from ._psf_fit import PsfSettings
 from ._stars import StarSelection
 
 _CHOICES = {
