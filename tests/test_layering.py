@@ -44,7 +44,7 @@ ON_PYPI = (
 full stack only.
 """
 
-OPTIONAL = {"astroscrappy", "galsim", "matplotlib", "photutils", "piff", "sep", "tqdm"}
+OPTIONAL = {"astroscrappy", "galsim", "matplotlib", "piff", "sep", "tqdm"}
 """Packages of the extras, without which the core loads."""
 
 CORE = {"restoration", "adapters", "tasks", "repository"}
