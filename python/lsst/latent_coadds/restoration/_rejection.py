@@ -31,7 +31,7 @@ def reject_outliers(
     fidelity: HuberFidelity,
     transform: torch.Tensor,
     n_sigma: float,
-    tolerance: float = 0.1,
+    tolerance: float = 0.2,
 ) -> torch.Tensor:
     """Find pixels of single exposures that the model does not explain.
 

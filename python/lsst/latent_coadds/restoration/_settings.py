@@ -132,7 +132,7 @@ class ImageMMSettings(_Checked):
     reject_sigma: float = _setting(
         6.0,
         "Accelerated form: after a first fit, pixels that one exposure has and the model lacks by more than "
-        "this many sigma (and a tenth of the model) are left out of a second one; 0 keeps them.",
+        "this many sigma (and a fifth of the model) are left out of a second one; 0 keeps them.",
         min=0.0,
     )
     held_out: float = _setting(
@@ -192,7 +192,7 @@ class AstroClearNetSettings(_Checked):
     reject_sigma: float = _setting(
         6.0,
         "Half-way, pixels that one exposure has and the model lacks by more than this many sigma (and a "
-        "tenth of the model) are left out of the rest; 0 keeps them.",
+        "fifth of the model) are left out of the rest; 0 keeps them.",
         min=0.0,
     )
     residual_damping: float = _setting(
