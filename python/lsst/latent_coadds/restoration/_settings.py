@@ -161,9 +161,9 @@ class AstroClearNetSettings(_Checked):
         min=0.0,
     )
     pixel_spread: float = _setting(
-        0.5,
-        "Improved form: variance (latent px^2, per axis) of the PSF of the network's own image; the rest of "
-        "the target PSF is applied to it, so that nothing can be narrower than that.",
+        10.0,
+        "Improved form: variance (latent px^2, per axis) of the PSF of the network's own image, at most that "
+        "of the target PSF (the best, and the default). What remains of the target PSF is applied to it.",
         min=0.0,
     )
     skip: str = _setting(
@@ -176,8 +176,8 @@ class AstroClearNetSettings(_Checked):
     )
     width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
     depth: int = _setting(3, "Improved form: number of halvings of the resolution.", min=0, max=5)
-    n_iter: int = _setting(300, "Largest number of training steps.", min=1)
-    learning_rate: float = _setting(1e-2, "Largest learning rate of AdamW.", min=0.0)
+    n_iter: int = _setting(600, "Largest number of training steps.", min=1)
+    learning_rate: float = _setting(3e-3, "Largest learning rate of AdamW.", min=0.0)
     warm_up: int = _setting(20, "Steps over which the rate rises.", min=0)
     weight_decay: float = _setting(0.01, "Weight decay of AdamW.", min=0.0)
     clip_norm: float = _setting(1.0, "Largest norm of the gradient of the weights.", min=0.0)
@@ -185,8 +185,8 @@ class AstroClearNetSettings(_Checked):
         0.03, "Fraction of pixels that is held out, to choose the best step.", min=0.001, max=0.5
     )
     check_every: int = _setting(10, "Steps between looks at the held-out pixels.", min=1)
-    patience: int = _setting(10, "Looks without improvement after which training ends.", min=1)
-    crop: int = _setting(256, "Largest width of the latent image that a step uses.", min=64)
+    patience: int = _setting(15, "Looks without improvement after which training ends.", min=1)
+    crop: int = _setting(192, "Largest width of the latent image that a step uses.", min=64)
     time_limit: float = _setting(0.0, "End training after this many seconds; 0 means no limit.", min=0.0)
     huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
     reject_sigma: float = _setting(
