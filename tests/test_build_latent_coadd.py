@@ -186,7 +186,10 @@ def test_one_network_serves_all_tiles(method: str, tmp_path) -> None:
     def configure(config: BuildLatentCoaddConfig) -> None:
         active = config.restorer[method]
         active.width, active.crop = 8, 64
-        setattr(active, "n_iter" if method == "astroclearnet" else "network_steps", 60)
+        if method == "astroclearnet":
+            active.n_iter, active.learning_rate, active.pixel_spread = 60, 0.01, 0.5
+        else:
+            active.network_steps = 60
 
     settings = {"n_training_crops": 2, "training_crop_size": 64, "halo": 24, "configure": configure}
     tiled = _run(method, tile_size=48, **settings)
