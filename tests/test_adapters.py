@@ -9,11 +9,13 @@
 from __future__ import annotations
 
 import astropy.units as u
+import galsim
 import numpy as np
 import pytest
+from astropy.coordinates import SkyCoord
 from astropy.wcs import WCS
 
-from lsst.images import Box, DetectorFrame, SkyProjection
+from lsst.images import Box, DetectorFrame, Image, SkyProjection
 from lsst.images.psfs import GaussianPointSpreadFunction
 from lsst.latent_coadds.adapters import (
     BadInputError,
@@ -26,7 +28,7 @@ from lsst.latent_coadds.adapters import (
     make_tiles,
     select_mask_planes,
 )
-from lsst.latent_coadds.repository import make_visit_image
+from lsst.latent_coadds.repository import SkyMapGeometry, make_visit_image
 from lsst.latent_coadds.tests._mock import (
     MockVisits,
     make_mock_geometry,
@@ -169,3 +171,76 @@ def test_cell_shape_divides_the_patch() -> None:
     assert tuple(choose_cell_shape((4200, 4200), 150)) == (150, 150)
     assert tuple(choose_cell_shape((360, 380), 150)) == (120, 95)
     assert tuple(choose_cell_shape((257, 300), 150)) == (257, 150)
+
+
+@pytest.mark.parametrize("parity", [1, -1])
+def test_psf_turns_and_scales_with_the_image(parity: int) -> None:
+    """A lopsided star, on coarser, turned, mirrored pixels, is its own PSF."""
+    geometry = SkyMapGeometry.from_grid(
+        "m", SkyCoord(150, 2, unit="deg"), n_x=1, n_y=1, inner_size=140, border=0, pixel_scale=0.168
+    )
+    patch = PatchGrid.from_sky_map(geometry.to_dict(), skymap="m", tract=0, patch=0)
+    cos, sin = np.cos(2.1), np.sin(2.1)
+    wcs = WCS(naxis=2)
+    wcs.wcs.ctype = ["RA---TAN", "DEC--TAN"]
+    wcs.wcs.crval, wcs.wcs.crpix = [150.0, 2.0], [101.3, 95.2]
+    wcs.wcs.cd = 0.2 / 3600 * np.array([[-cos * parity, sin], [sin * parity, cos]])
+    profile = galsim.Gaussian(sigma=1.7).shear(g1=0.3, g2=0.2)
+    profile = galsim.Add([profile, 0.25 * galsim.Gaussian(sigma=1.5).shift(3.0, 1.5)])
+    center = patch.outer_bbox.x.center + 3.3, patch.outer_bbox.y.center - 7.6
+    x, y = wcs.world_to_pixel(patch.sky_projection.pixel_to_sky(x=center[0], y=center[1]))
+    size = 200
+    star = galsim.ImageD(size, size, xmin=0, ymin=0, scale=1.0)
+    profile.withFlux(1e5).drawImage(star, center=galsim.PositionD(float(x), float(y)), method="no_pixel")
+    box = Box.from_shape((size, size))
+    image = make_visit_image(
+        star.array.astype(np.float32),
+        np.ones((size, size), dtype=np.float32),
+        {},
+        wcs,
+        _FixedPsf(profile.drawImage(nx=41, ny=41, scale=1.0, method="no_pixel", dtype=float).array, box),
+        instrument="Mock",
+        visit=1,
+        detector=0,
+        physical_filter="i-mock",
+        band="i",
+        exposure_time=30.0,
+    )
+    exposure = PatchExposure(read_mock(image, 1), patch, **PLANES)
+    registered = exposure.register(patch.outer_bbox)
+    assert registered is not None
+    pixels = registered.image.numpy().astype(float)
+    assert pixels.sum() == pytest.approx(1e5, rel=1e-4)
+    kernel = galsim.Image(exposure.psf_kernel(*center), scale=1.0)
+    start = patch.outer_bbox.start
+    model = galsim.ImageD(*pixels.shape[::-1], xmin=start.x, ymin=start.y, scale=1.0)
+    stamp = galsim.InterpolatedImage(kernel, x_interpolant="lanczos7", normalization="flux").withFlux(1e5)
+    stamp.drawImage(model, center=galsim.PositionD(*center), method="no_pixel")
+    assert np.abs(pixels - model.array).max() < 0.01 * pixels.max()
+
+
+class _FixedPsf(GaussianPointSpreadFunction):
+    """A PSF that is one given kernel everywhere."""
+
+    def __init__(self, kernel: np.ndarray, bounds: Box) -> None:
+        super().__init__(2.0, bounds, kernel.shape[0])
+        self.kernel = kernel
+
+    def compute_kernel_image(self, *, x: float, y: float) -> Image:
+        return Image(self.kernel.copy(), bbox=self.kernel_bbox)
+
+
+class _HalfPsf(_FixedPsf):
+    """A PSF that fails on one side of the detector."""
+
+    def compute_kernel_image(self, *, x: float, y: float) -> Image:
+        if x < 40:
+            raise RuntimeError("no stars here")
+        return super().compute_kernel_image(x=x, y=y)
+
+
+def test_psf_that_fails_anywhere_is_found_at_once() -> None:
+    image = make_mock_visit_image(1, [])
+    image._psf = _HalfPsf(np.ones((5, 5)), image.bbox)
+    with pytest.raises(BadInputError, match=r"visit: 1.*PSF cannot be evaluated.*no stars here"):
+        PatchExposure(read_mock(image, 1), make_mock_patch(), **PLANES)

@@ -76,7 +76,12 @@ def test_outputs_describe_themselves(tmp_path) -> None:
     assert tuple(coadd.grid.cell_shape) == (48, 48)
     assert coadd.psf[CellIJ(1, 1)].array.sum() == pytest.approx(1.0, abs=1e-5)
     assert coadd.psf[CellIJ(0, 0)].array.shape[0] % 2 == 1
-    assert len(coadd.provenance.inputs) == 5
+    inputs = coadd.provenance.inputs
+    assert sorted(inputs["visit"]) == [0, 1, 2, 3, 4]
+    assert set(inputs["instrument"]) == {"Mock"}
+    assert set(inputs["physical_filter"]) == {"i-mock"}
+    assert set(inputs["day_obs"]) == {20260101}
+    assert all(polygon.area > 0.9 * coadd.bbox.area for polygon in inputs["polygon"])
     contributions = coadd.provenance.contributions
     assert len(contributions) == 20
     assert (contributions["weight"] > 0).all()

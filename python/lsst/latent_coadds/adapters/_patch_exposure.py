@@ -233,8 +233,10 @@ class PatchExposure:
             )
         if self.n_good == 0:
             raise self.make_masked_error()
-        centre = self.bbox.x.center, self.bbox.y.center
-        self.reader.compute_psf_kernel(x=centre[0], y=centre[1])
+        # A PSF that fails is found before any work is done with the others.
+        for y in (self.bbox.y.min, self.bbox.y.center, self.bbox.y.max):
+            for x in (self.bbox.x.min, self.bbox.x.center, self.bbox.x.max):
+                self.reader.compute_psf_kernel(x=float(x), y=float(y))
 
     def make_masked_error(self) -> BadInputError:
         """Return the error that says that nothing here can be used."""
@@ -341,9 +343,16 @@ class PatchExposure:
         if size is None:
             scale = np.sqrt(abs(np.linalg.det(jacobian)))
             size = 2 * int(np.ceil((max(kernel.shape) // 2) / scale)) + 1
-        resampled = resample_psf(
-            torch.from_numpy(kernel), torch.from_numpy(jacobian), size, order=self._order
-        )
+        try:
+            resampled = resample_psf(
+                torch.from_numpy(kernel), torch.from_numpy(jacobian), size, order=self._order
+            )
+        except ValueError as error:
+            raise BadInputError(
+                self.reader.name,
+                InputProblem.NO_PSF,
+                f"Its PSF cannot be carried to the patch at x={x:.1f}, y={y:.1f} ({error}); fit it again.",
+            ) from error
         return resampled.numpy()
 
 

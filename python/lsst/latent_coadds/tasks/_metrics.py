@@ -158,12 +158,15 @@ class MetricsRecorder:
         }
 
     def _summarise_visits(self, exposures: Sequence[PatchExposure]) -> dict[str, dict[str, float]]:
-        by_visit: dict[int, list[_ExposureFigures]] = {}
+        several = len({exposure.reader.instrument for exposure in exposures}) > 1
+        by_visit: dict[str, list[_ExposureFigures]] = {}
         for exposure in exposures:
-            figures = self._figures.get(exposure.reader.name, _ExposureFigures())
-            by_visit.setdefault(exposure.reader.visit, []).append(figures)
+            reader = exposure.reader
+            visit = f"{reader.instrument} {reader.visit}" if several else str(reader.visit)
+            figures = self._figures.get(reader.name, _ExposureFigures())
+            by_visit.setdefault(visit, []).append(figures)
         return {
-            str(visit): {"chi2": _reduced(figures), "n_good": sum(f.n_good for f in figures)}
+            visit: {"chi2": _reduced(figures), "n_good": sum(f.n_good for f in figures)}
             for visit, figures in by_visit.items()
         }
 
