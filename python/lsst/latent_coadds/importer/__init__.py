@@ -4,6 +4,7 @@
 # See the COPYRIGHT file at the top-level directory of this distribution
 # for details of code ownership.
 #
+# SPDX-License-Identifier: GPL-3.0-or-later
 """Plain FITS exposures into a Butler repository.
 
 Exposures that did not come from the LSST pipelines are read with whatever

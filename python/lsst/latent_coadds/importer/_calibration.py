@@ -4,6 +4,7 @@
 # See the COPYRIGHT file at the top-level directory of this distribution
 # for details of code ownership.
 #
+# SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
 __all__ = ("Offset", "flux_scale", "match_stars", "measure_stars", "registration")
