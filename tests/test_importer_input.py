@@ -19,6 +19,7 @@ from lsst.latent_coadds.importer import (
     ImportSettings,
     ManifestError,
     PixelSource,
+    constant_areas,
     read_exposure,
     read_manifest,
     specs_from_files,
@@ -63,7 +64,9 @@ def test_plain_file(write, drawn):
     assert not exposure.has_mask
     assert not exposure.bad.any()
     assert (exposure.gain, exposure.read_noise, exposure.sky) == (2.0, 5.0, 200.0)
-    assert exposure.saturation == 60000.0
+    # The usual keyword counts the sky, which was subtracted.
+    assert exposure.saturation == 60000.0 - 200.0
+    assert read(write(), saturation="SATURATE").saturation == 60000.0
     assert exposure.zero_point is None
     identity = exposure.identity
     assert identity.begin.isot == "2020-01-02T03:04:05.000"
@@ -219,3 +222,36 @@ def test_bad_settings():
         ImportSettings.from_mapping({"instrment": "x"})
     with pytest.raises(ManifestError, match="use one of apply, report, off"):
         ImportSettings(flux_scale="maybe")
+
+
+def test_padding_is_no_data(write, drawn):
+    rows, columns = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    outside = columns < 30 + rows // 8
+    padded = np.where(outside, 0.0, drawn)
+    np.testing.assert_array_equal(read(write(data=padded)).mask["NO_DATA"], outside)
+    # Ties of whole counts are no padding, and what has a mask is taken at its word.
+    assert not constant_areas(np.round(drawn)).any()
+    mask = np.zeros(SHAPE, dtype=np.uint8)
+    assert not read(write(data=padded, hdus=[fits.ImageHDU(mask, name="MASK")]), mask="MASK").bad.any()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", float("nan")])
+def test_zero_point_must_be_finite(write, value):
+    with pytest.raises(BadExposureError, match="a: zero_point is .* must be finite"):
+        read(write(), zero_point=value)
+    with pytest.raises(BadExposureError, match="zero_point is nan .MAGZP.; it must be finite"):
+        read(write(MAGZP="NaN"), zero_point="MAGZP")
+
+
+def test_negative_numbers_are_refused(write):
+    with pytest.raises(BadExposureError, match="exposure time is -1.0"):
+        read(write(EXPTIME=-1.0))
+    with pytest.raises(BadExposureError, match="detector is -3"):
+        read(write(), detector=-3)
+
+
+def test_star_of_a_stamp_must_be_in_the_middle(write):
+    y, x = np.mgrid[-12:13, -12:13]
+    stamp = np.exp(-0.5 * ((x - 1.0) ** 2 + (y + 0.6) ** 2) / 1.8**2)
+    with pytest.raises(BadExposureError, match=r"a.fits\[PSF\].*\(\+1.00, -0.60\) pixels off the middle"):
+        read(write(hdus=[fits.ImageHDU(stamp, name="PSF")]), psf="PSF")

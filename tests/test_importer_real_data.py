@@ -51,6 +51,7 @@ def test_report(imported):
         assert row["psf_chi2"] < 1.2
         assert 0.85 < row["noise_scale"] < 1.05
         assert 0.94 < row["flux_scale"] < 1.06
+        assert row["calibration"] == ("reference" if name == "04a" else "applied")
         # Cosmic rays are in these, and not to be found in the others.
         if name in ("04c", "04d", "04e", "18d", "18e"):
             assert 5e-4 < row["cosmic_ray"] < 0.01

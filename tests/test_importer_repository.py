@@ -252,3 +252,59 @@ def test_command_line(files, tmp_path):
     assert CliRunner().invoke(main, ["import", str(repo)]).exit_code == 2
     wrong = CliRunner().invoke(main, ["import", str(repo), str(files[0]), "--set", "DATE-OBS"])
     assert "KEY=VALUE" in wrong.output
+
+
+def test_flux_scale_is_not_measured_across_bands(files, tmp_path):
+    specs = specs_from_files(files[:1], {"zero_point": 28.9})
+    specs += specs_from_files(files[1:2], {"zero_point": 28.9, "filter": "g", "set": {"FILTER": "g"}})
+    result = import_exposures(tmp_path / "repo", specs, SETTINGS)
+    assert not result.failures
+    assert list(result.report["calibration"]) == ["reference", "shift only: other band"]
+    assert result.report["flux_scale"][1] == 1.0
+    assert not result.report["flux_scale_applied"][1]
+    assert result.report["dx"][1] == pytest.approx(SHIFT[0], abs=0.02)
+    x, y = np.round(SCENE.positions[0] + SHIFT).astype(int)
+    box = np.s_[y - 10 : y + 11, x - 10 : x + 11]
+    njy = 10 ** (0.4 * (31.4 - 28.9))
+    flux = read_back(tmp_path / "repo", "second").image.array[box].sum()
+    assert flux == pytest.approx(fits.getdata(files[1])[box].sum() * njy, rel=0.01)
+
+
+def test_chance_matches_are_not_applied(files, tmp_path):
+    """Stars of another field, some of which lie within the radius of a match."""
+    rng = np.random.default_rng(11)
+    positions = SCENE.positions + rng.uniform(-6.0, 6.0, SCENE.positions.shape)
+    fluxes = rng.permutation(SCENE.fluxes)
+    scene = type("Scene", (PlainScene,), {"positions": positions, "fluxes": fluxes})()
+    path = scene.write(tmp_path / "other.fits", date=DATES[1], seed=4)
+    result = import_exposures(tmp_path / "repo", specs_from_files([files[0], path]), SETTINGS)
+    row = result.report[1]
+    assert row["status"] == "imported"
+    assert row["n_matched"] >= 2
+    assert row["calibration"].startswith("not applied: ")
+    assert not row["flux_scale_applied"]
+    assert not row["shift_applied"]
+
+
+@pytest.mark.parametrize("keep_gain", [True, False])
+def test_padded_exposure(tmp_path, keep_gain):
+    image, _ = SCENE.draw(seed=8)
+    image[:, :40] = 0.0
+    header = SCENE.header()
+    if not keep_gain:
+        header.remove("GAIN")
+    fits.PrimaryHDU(image.astype(np.float32), header).writeto(tmp_path / "pad.fits")
+    report = import_exposures(tmp_path / "repo", specs_from_files([tmp_path / "pad.fits"]), SETTINGS).report
+    assert report["masked"][0] == pytest.approx(0.25, abs=0.01)
+    assert report["noise_scale"][0] == pytest.approx(1.0, abs=0.1)
+    assert report["cosmic_ray"][0] < 2e-3
+
+
+def test_background_of_equal_pixels_is_refused(tmp_path):
+    image, _ = SCENE.draw(seed=8)
+    image[:, :100] = 0.0
+    mask = fits.ImageHDU(np.zeros(image.shape, dtype=np.uint8), name="MASK")
+    fits.HDUList([fits.PrimaryHDU(image, SCENE.header()), mask]).writeto(tmp_path / "pad.fits")
+    specs = specs_from_files([tmp_path / "pad.fits"], {"mask": "MASK"})
+    with pytest.raises(BadExposureError, match="pad: .*[Gg]ive a mask"):
+        import_exposures(tmp_path / "repo", specs, SETTINGS)

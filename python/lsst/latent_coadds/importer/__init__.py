@@ -14,6 +14,7 @@ flux scale and one astrometry, and written as ``calexp`` datasets.
 
 from ._background import *
 from ._calibration import *
+from ._constant import *
 from ._cosmic_rays import *
 from ._errors import *
 from ._exposure import *

@@ -17,9 +17,11 @@ from astropy.io import fits
 from astropy.utils.exceptions import AstropyWarning
 from astropy.wcs import WCS
 
+from ._constant import constant_areas
 from ._errors import BadExposureError
 from ._identity import Identity, celestial_wcs, read_identity, resolve_number
 from ._manifest import ExposureSpec, PixelSource
+from ._psf import psf_from_stamp
 
 
 @dataclasses.dataclass
@@ -48,7 +50,7 @@ class PlainExposure:
         Stamp of the PSF.
     zero_point, gain, read_noise, sky, saturation : `float` or `None`
         AB magnitude of one count, electrons per count, electrons, counts,
-        counts.
+        counts of the image after the sky was subtracted.
     """
 
     spec: ExposureSpec
@@ -215,23 +217,44 @@ def read_exposure(spec: ExposureSpec) -> PlainExposure:
     variance = _read_variance(spec, shape, planes)
     if not finite.all():
         planes["NO_DATA"] = planes.get("NO_DATA", np.zeros(shape, dtype=bool)) | ~finite
-    stamp = _read_plane(spec, "psf", shape)
+    image = np.where(finite, image, 0.0)
+    if not has_mask and spec.weight is None and (padding := constant_areas(image)).any():
+        planes["NO_DATA"] = planes.get("NO_DATA", np.zeros(shape, dtype=bool)) | padding
     return PlainExposure(
         spec=spec,
         identity=read_identity(spec, header),
         header=header,
-        image=np.where(finite, image, 0.0),
+        image=image,
         variance=variance,
         mask=planes,
         has_mask=has_mask,
         wcs=read_wcs(spec, header),
-        psf_stamp=None if stamp is None else stamp.astype(np.float64),
+        psf_stamp=_read_stamp(spec, shape),
         zero_point=resolve_number(spec, header, "zero_point"),
         gain=resolve_number(spec, header, "gain"),
         read_noise=resolve_number(spec, header, "read_noise"),
         sky=resolve_number(spec, header, "sky"),
-        saturation=resolve_number(spec, header, "saturation"),
+        saturation=_saturation(spec, header),
     )
+
+
+def _saturation(spec: ExposureSpec, header: fits.Header) -> float | None:
+    """Find the counts of saturation; the usual keywords mean those with the sky."""
+    level = resolve_number(spec, header, "saturation")
+    if level is None or spec.saturation is not None:
+        return level
+    return level - (resolve_number(spec, header, "sky") or 0.0)
+
+
+def _read_stamp(spec: ExposureSpec, shape: tuple[int, int]) -> np.ndarray | None:
+    stamp = _read_plane(spec, "psf", shape)
+    if stamp is None:
+        return None
+    try:
+        psf_from_stamp(stamp.astype(np.float64))
+    except ValueError as e:
+        raise BadExposureError(spec.name, f"the PSF {spec.source('psf')} cannot be used: {e}") from e
+    return stamp.astype(np.float64)
 
 
 def _read_mask(spec: ExposureSpec, shape: tuple[int, int]) -> dict[str, np.ndarray] | None:

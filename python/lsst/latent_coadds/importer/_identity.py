@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("Identity", "celestial_wcs", "read_identity", "resolve_number")
 
 import dataclasses
+import math
 import warnings
 from datetime import UTC, datetime
 
@@ -76,7 +77,7 @@ def resolve_number(spec: ExposureSpec, header: Header, what: str) -> float | Non
     Raises
     ------
     BadExposureError
-        Raised if a keyword that was asked for is missing or no number.
+        Raised if a keyword that was asked for is missing or no finite number.
     """
     given = getattr(spec, what)
     if given is None:
@@ -93,9 +94,14 @@ def resolve_number(spec: ExposureSpec, header: Header, what: str) -> float | Non
                 f"the header has no keyword {given!r} for {what}; name another keyword or give a number.",
             )
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise BadExposureError(spec.name, f"{what} is {value!r} ({given}); it must be a number.") from None
+    if math.isnan(number) or (math.isinf(number) and what != "saturation"):
+        raise BadExposureError(
+            spec.name, f"{what} is {number} ({given}); it must be finite. Give a number, or leave it out."
+        )
+    return number
 
 
 def _is_number(text: str) -> bool:
@@ -143,6 +149,10 @@ def read_identity(spec: ExposureSpec, header: Header) -> Identity:
             spec.name, f"no band can be told from the filter {physical_filter!r}; give the band."
         )
     exposure_time = resolve_number(spec, header, "exposure_time")
+    if exposure_time is not None and exposure_time < 0.0:
+        raise BadExposureError(
+            spec.name, f"the exposure time is {exposure_time} s; it must not be negative. Give another."
+        )
     return Identity(visit, detector or 0, begin, exposure_time or 0.0, physical_filter, band)
 
 
@@ -152,11 +162,14 @@ def _resolve_integer(spec: ExposureSpec, header: Header, what: str) -> int | Non
         return None
     value = header[given] if isinstance(given, str) and given in header else given
     try:
-        return int(value)
-    except (TypeError, ValueError):
+        number = int(value)
+    except (TypeError, ValueError, OverflowError):
         raise BadExposureError(
             spec.name, f"{what} is {value!r}, which is neither a number nor a keyword of the header."
         ) from None
+    if number < 0:
+        raise BadExposureError(spec.name, f"{what} is {number}; it must not be negative.")
+    return number
 
 
 def _resolve_date(spec: ExposureSpec, header: Header) -> Time:

@@ -29,6 +29,8 @@ from ._stars import find_sources, select_stars
 from ._variance import background_variance, detector_variance, noise_scale
 
 _DEFAULT_FWHM = 3.0
+_MOST_SCALE_ERROR = 0.05
+_MOST_SHIFT_ERROR = 0.3
 
 
 @dataclasses.dataclass
@@ -109,9 +111,16 @@ def prepare_exposure(
     zero_point = settings.nominal_zero_point if exposure.zero_point is None else exposure.zero_point
     unit = 10.0 ** (0.4 * (31.4 - zero_point))
     stars = measure_stars(image * unit, variance * unit**2, bad, sources, psf, wcs)
+    scatter = noise_scale(image, variance, ~bad)
+    if not (np.isfinite(scatter) and scatter > 0.0):
+        raise BadExposureError(
+            exposure.name,
+            f"its background scatters by {scatter} of what the variance says: most pixels are equal. "
+            "Give a mask or weight that leaves out what is no sky.",
+        )
     row = _describe(exposure, psf, n_stars, mask, wcs) | {
         "variance_from": origin,
-        "noise_scale": noise_scale(image, variance, ~bad),
+        "noise_scale": scatter,
         "background": level,
         "zero_point": zero_point,
         "calibrated": exposure.zero_point is not None,
@@ -213,20 +222,27 @@ def _calibrate(
 ) -> None:
     """Measure against the reference and, if asked, correct image, variance and WCS."""
     scale, dx, dy = Offset(1.0, 0.0, 0.0, 0), Offset(0.0, 0.0, 0.0, 0), Offset(0.0, 0.0, 0.0, 0)
+    same_band, doubt = True, ""
     if reference is not None:
+        bands = [p.exposure.identity.band for p in (reference, prepared)]
+        same_band = bands[0] == bands[1]
         radius = settings.match_radius / pixel_scale(prepared.wcs, prepared.image.shape)
         pairs = match_stars(reference.stars, prepared.stars, prepared.wcs, radius=radius)
-        scale, (dx, dy) = flux_scale(pairs), registration(pairs)
-    enough = scale.n >= settings.min_stars
-    apply_flux = enough and settings.flux_scale == "apply"
-    apply_shift = enough and settings.registration == "apply"
+        dx, dy = registration(pairs)
+        # Colours of stars are no differences of transparency.
+        scale = flux_scale(pairs) if same_band else dataclasses.replace(scale, error=float("nan"))
+        doubt = _doubt(scale if same_band else None, dx, dy, settings)
+    trusted = reference is not None and not doubt
+    apply_flux = trusted and same_band and settings.flux_scale == "apply"
+    apply_shift = trusted and settings.registration == "apply"
     if apply_flux:
         prepared.image = prepared.image * scale.value
         prepared.variance = prepared.variance * scale.value**2
     if apply_shift:
         prepared.wcs = shifted_wcs(prepared.wcs, dx.value, dy.value)
     prepared.row |= {
-        "n_matched": scale.n,
+        "n_matched": dx.n,
+        "calibration": _outcome(reference is None, same_band, doubt, settings),
         "flux_scale": scale.value,
         "flux_scale_error": scale.error,
         "flux_scale_applied": apply_flux,
@@ -237,3 +253,28 @@ def _calibrate(
         "shift_applied": apply_shift,
         "star_scatter": float(np.hypot(dx.scatter, dy.scatter)),
     }
+
+
+def _doubt(scale: Offset | None, dx: Offset, dy: Offset, settings: ImportSettings) -> str:
+    """Why the matches are not to be trusted; empty where they are."""
+    if dx.n < settings.min_stars:
+        return f"{dx.n} matched"
+    if not max(dx.error, dy.error) < _MOST_SHIFT_ERROR:
+        return f"shift error {max(dx.error, dy.error):.2f} px"
+    if scale is not None and not scale.error < _MOST_SCALE_ERROR:
+        return f"flux scale error {scale.error:.2f}"
+    return ""
+
+
+def _outcome(is_reference: bool, same_band: bool, doubt: str, settings: ImportSettings) -> str:
+    """Say for the report what became of the calibration."""
+    asked = [name for name in ("flux_scale", "registration") if getattr(settings, name) == "apply"]
+    if is_reference:
+        return "reference"
+    if doubt and asked:
+        return f"not applied: {doubt}"
+    if not asked:
+        return "not asked for"
+    if not same_band and "flux_scale" in asked:
+        return "shift only: other band" if "registration" in asked else "not applied: other band"
+    return "applied" if len(asked) == 2 else f"{asked[0]} only"

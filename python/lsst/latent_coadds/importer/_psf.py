@@ -19,6 +19,8 @@ import scipy.ndimage
 if TYPE_CHECKING:
     import piff
 
+_MOST_OFFSET = 0.1
+
 LANCZOS = "galsim.Lanczos(5)"
 """Interpolant of pixel grids."""
 
@@ -114,8 +116,9 @@ def psf_from_stamp(stamp: np.ndarray) -> PsfFit:
     Raises
     ------
     ValueError
-        Raised if the stamp is not square and odd-sized, not finite, or its
-        sum is not positive.
+        Raised if the stamp is not square and odd-sized, not finite, its sum
+        is not positive, or the star is more than a tenth of a pixel off the
+        middle.
     """
     if stamp.ndim != 2 or stamp.shape[0] != stamp.shape[1] or stamp.shape[0] % 2 == 0:
         raise ValueError(
@@ -126,8 +129,26 @@ def psf_from_stamp(stamp: np.ndarray) -> PsfFit:
     if not np.isfinite(total) or not total > 0.0:
         raise ValueError(f"The PSF stamp sums to {total}; it must be finite and sum to a positive number.")
     pixels = np.asarray(stamp, dtype=float) / total
+    x, y = _stamp_offset(pixels)
+    if not np.hypot(x, y) <= _MOST_OFFSET:
+        raise ValueError(
+            f"The star of the PSF stamp lies ({x:+.2f}, {y:+.2f}) pixels off the middle pixel, which would "
+            f"move the exposure; shift it to within {_MOST_OFFSET} px, or leave it out to have it fitted."
+        )
     psf = grid_psf(pixels.ravel()[:, None], scale=1.0, size=stamp.shape[0], order=0)
     return PsfFit(psf, stamp.shape[0], kernel_fwhm(pixels), "stamp", 0, float("nan"))
+
+
+def _stamp_offset(pixels: np.ndarray) -> tuple[float, float]:
+    """Centroid of a stamp from its middle pixel, by adaptive moments where they converge."""
+    middle = pixels.shape[0] // 2
+    moments = galsim.hsm.FindAdaptiveMom(
+        galsim.Image(np.ascontiguousarray(pixels), xmin=-middle, ymin=-middle), strict=False
+    )
+    if not moments.error_message:
+        return float(moments.moments_centroid.x), float(moments.moments_centroid.y)
+    y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1]
+    return float(np.sum(x * pixels)), float(np.sum(y * pixels))
 
 
 def grid_psf(coefficients: np.ndarray, *, scale: float, size: int, order: int) -> piff.PSF:

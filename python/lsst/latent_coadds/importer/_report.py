@@ -30,6 +30,7 @@ _COLUMNS: dict[str, tuple[Any, str | None, str]] = {
     "psf_chi2": (float, None, ".2f"),
     "n_stars": (int, None, ""),
     "n_matched": (int, None, ""),
+    "calibration": (str, None, ""),
     "flux_scale": (float, None, ".4f"),
     "flux_scale_error": (float, None, ".4f"),
     "flux_scale_applied": (bool, None, ""),
@@ -52,7 +53,7 @@ _COLUMNS: dict[str, tuple[Any, str | None, str]] = {
 _BLANK = {str: "", int: -1, float: float("nan"), bool: False}
 _PRINTED = (
     "name visit status seeing fwhm psf_model psf_chi2 n_stars flux_scale flux_scale_error "
-    "dx dx_error dy dy_error cosmic_ray masked noise_scale"
+    "dx dx_error dy dy_error calibration cosmic_ray masked noise_scale"
 ).split()
 
 
