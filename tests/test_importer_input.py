@@ -255,3 +255,50 @@ def test_star_of_a_stamp_must_be_in_the_middle(write):
     stamp = np.exp(-0.5 * ((x - 1.0) ** 2 + (y + 0.6) ** 2) / 1.8**2)
     with pytest.raises(BadExposureError, match=r"a.fits\[PSF\].*\(\+1.00, -0.60\) pixels off the middle"):
         read(write(hdus=[fits.ImageHDU(stamp, name="PSF")]), psf="PSF")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("settings: [mesh]\nexposures: [a.fits]", "settings is .* must be a mapping"),
+        ("defaults: 3\nexposures: [a.fits]", "defaults is 3; it must be a mapping"),
+        ("exposures: [3]", "exposure 0 is 3; it must be a mapping"),
+        ("exposures: [{file: 3}]", "exposure 0: file is 3; it must be text"),
+        ("exposures: [{file: a.fits, set: [1]}]", "exposure 0: set is .* must be a mapping"),
+        ("exposures: [{file: a.fits, gain: [1]}]", "exposure 0: gain is .* must be a number or text"),
+        ("exposures: [{file: a.fits, mask_bits: {BAD: -1}}]", "bit numbers from 0 to 62"),
+        ("exposures: [{file: a.fits, mask_bits: 7}]", "mask_bits is 7; it must be a mapping"),
+    ],
+)
+def test_wrong_types_in_a_manifest(tmp_path, text, message):
+    path = tmp_path / "m.yaml"
+    path.write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(path)
+
+
+def test_empty_entries_of_a_manifest(tmp_path):
+    path = tmp_path / "m.yaml"
+    path.write_text("settings:\ndefaults: {set: }\nexposures: [{file: a.fits, set: , mask_bits: }]\n")
+    settings, (spec,) = read_manifest(path)
+    assert (settings, spec.set, spec.mask_bits) == ({}, {}, {})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"mesh": 0},
+        {"mesh": "64"},
+        {"patch_size": 0},
+        {"border": -5},
+        {"pixel_scale": 0},
+        {"nominal_zero_point": float("nan")},
+        {"min_stars": 1.5},
+        {"instrument": 3},
+        {"replace": "yes"},
+        {"background": ["mesh"]},
+    ],
+)
+def test_settings_out_of_range(values):
+    with pytest.raises(ManifestError, match=f"{next(iter(values))} is .*; (it must be|use) "):
+        ImportSettings.from_mapping(values)

@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from astropy.io import fits
@@ -209,13 +211,15 @@ def test_a_repository_is_added_to(files, tmp_path):
     assert len(rows) == 4
     moved = specs_from_files(files[2:], {"set": {"CRVAL1": 10.0}})
     with pytest.raises(ManifestError, match="No exposure overlaps the sky map 'imported'"):
-        import_exposures(repo, moved, other)
+        import_exposures(repo, moved, ImportSettings(instrument="Third"))
 
 
 def test_another_time_for_a_visit_is_refused(files, tmp_path):
     repo = tmp_path / "repo"
     import_exposures(repo, specs_from_files(files[:1], {"visit": 7}), SETTINGS)
-    result = import_exposures(repo, specs_from_files(files[1:2], {"visit": 7, "detector": 1}), SETTINGS)
+    specs = specs_from_files(files[:1], {"visit": 7})
+    specs += specs_from_files(files[1:2], {"visit": 7, "detector": 1})
+    result = import_exposures(repo, specs, SETTINGS)
     assert "another visit ID" in result.failures["second"]
     assert len(Butler.from_config(repo).query_datasets("calexp", "Cam/calexps")) == 1
 
@@ -308,3 +312,44 @@ def test_background_of_equal_pixels_is_refused(tmp_path):
     specs = specs_from_files([tmp_path / "pad.fits"], {"mask": "MASK"})
     with pytest.raises(BadExposureError, match="pad: .*[Gg]ive a mask"):
         import_exposures(tmp_path / "repo", specs, SETTINGS)
+
+
+def test_a_run_keeps_its_reference(files, tmp_path):
+    repo = tmp_path / "repo"
+    import_exposures(repo, specs_from_files(files[:1]), SETTINGS)
+    with pytest.raises(ManifestError, match="calibrated against 'first' .*List its file again"):
+        import_exposures(repo, specs_from_files(files[1:2]), SETTINGS)
+    both = specs_from_files([files[1], files[0]])
+    with pytest.raises(ManifestError, match="calibrated against 'first'"):
+        import_exposures(repo, both, dataclasses.replace(SETTINGS, reference="second"))
+    for reference in ("", "first"):
+        result = import_exposures(
+            repo, both, dataclasses.replace(SETTINGS, reference=reference, replace=bool(reference))
+        )
+        rows = {row["name"]: row for row in result.report}
+        assert rows["first"]["calibration"] == "reference"
+        assert rows["second"]["calibration"] == "applied"
+        assert rows["second"]["flux_scale"] == pytest.approx(1 / SCALE, rel=0.01)
+    again = import_exposures(repo, both, SETTINGS)
+    assert set(again.report["status"]) == {"present"}
+    assert list(again.report["calibration"][again.report["name"] == "second"]) == ["applied"]
+
+
+def test_outside_of_the_sky_map(files, tmp_path):
+    repo = tmp_path / "repo"
+    import_exposures(repo, specs_from_files(files[:1]), SETTINGS)
+    far = specs_from_files(files[1:2], {"set": {"CRVAL2": 2.5}})
+    result = import_exposures(repo, [*specs_from_files(files[:1]), *far], SETTINGS)
+    assert "outside of the sky map 'imported'" in result.failures["second"]
+    assert {row["name"]: row["status"] for row in result.report} == {"first": "present", "second": "failed"}
+
+
+@pytest.mark.parametrize(
+    "option", ["--patch-size=0", "--pixel-scale=0", "--border=-5", "--mesh=0", "--detector=-1"]
+)
+def test_command_line_refuses_numbers_out_of_range(files, tmp_path, option):
+    done = CliRunner().invoke(main, ["import", str(tmp_path / "repo"), str(files[0]), option])
+    assert done.exit_code != 0
+    assert isinstance(done.exception, SystemExit)
+    assert option.split("=")[0].strip("-") in done.output
+    assert not (tmp_path / "repo").exists()

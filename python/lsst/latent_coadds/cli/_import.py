@@ -15,9 +15,8 @@ from typing import Any
 import click
 
 from ..importer import (
-    BadExposureError,
+    SETTING_RANGES,
     ImportSettings,
-    ManifestError,
     format_report,
     import_exposures,
     read_manifest,
@@ -36,7 +35,7 @@ _QUANTITIES = {
     "gain": "Electrons per count: a number or a keyword [default: GAIN].",
     "read_noise": "Electrons: a number or a keyword [default: RDNOISE].",
     "sky": "Counts per pixel that were subtracted: a number or a keyword [default: SKYDIP, SKYLEVEL].",
-    "saturation": "Counts: a number or a keyword [default: SATURATE].",
+    "saturation": "Counts of the image: a number or a keyword [default: SATURATE, less the sky].",
     "exposure_time": "Seconds: a number or a keyword [default: EXPTIME].",
     "date": "When the exposure began: a keyword, ISO date or MJD [default: DATE-OBS, MJD-OBS].",
     "date_format": "strptime format of the beginning of the date.",
@@ -82,10 +81,14 @@ def _options(function: Any) -> Any:
         "border": (int, "Overlap border of a new sky map's patches in pixels."),
     }
     for name, (kind, text) in reversed(plain.items()):
+        shape: Any = kind
+        if name in SETTING_RANGES and SETTING_RANGES[name][1] is not None:
+            _, low, exclusive = SETTING_RANGES[name]
+            shape = (click.IntRange if kind is int else click.FloatRange)(min=low, min_open=exclusive)
         default = getattr(ImportSettings, name)
         shown = f" [default: {default}]" if default not in ("", None) else ""
         function = click.option(
-            f"--{name.replace('_', '-')}", name, type=kind, default=None, help=text + shown
+            f"--{name.replace('_', '-')}", name, type=shape, default=None, help=text + shown
         )(function)
     return function
 
@@ -149,7 +152,7 @@ def command(
         else:
             specs = specs_from_files(files, fields)
         result = import_exposures(repo, specs, ImportSettings.from_mapping(settings), progress=click.echo)
-    except (BadExposureError, ManifestError, FileExistsError) as e:
+    except (ValueError, FileExistsError) as e:
         raise click.ClickException(str(e)) from e
     click.echo(f"\n{format_report(result.report)}\n")
     if result.n_patches:

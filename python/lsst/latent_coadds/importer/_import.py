@@ -41,7 +41,7 @@ from ._exposure import read_exposure, read_header, read_wcs
 from ._identity import Identity, read_identity
 from ._manifest import ExposureSpec
 from ._prepare import PreparedExposure, prepare_exposure
-from ._report import merge_report, report_path
+from ._report import earlier_reference, merge_report, report_path
 from ._settings import ImportSettings
 from ._tract import cover_exposures
 
@@ -119,6 +119,9 @@ def import_exposures(
 
     Notes
     -----
+    All exposures of a run are calibrated against one reference: to add to a
+    run, list its reference again, which is then not written again.
+
     An exposure is written when everything about it is known. One that cannot
     be used is reported as failed, and the others carry on; a second call
     then skips those that are present. Nothing that the repository holds is
@@ -128,20 +131,21 @@ def import_exposures(
     tell = progress or _LOG.info
     failures: dict[str, str] = {}
     candidates = _identify(specs, failures)
-    first = _choose_reference(candidates, settings, failures)
+    path = report_path(repo, settings.run)
+    first = _choose_reference(candidates, settings, failures, path)
     _check_distinct(candidates)
     reference = prepare_exposure(read_exposure(first.spec), settings)
     butler = make_or_open(repo)
     try:
-        n_patches = _register(butler, [first, *(c for c in candidates if c is not first)], settings)
+        ordered = [first, *(c for c in candidates if c is not first)]
+        n_patches, outside = _register(butler, ordered, settings)
         rows: list[dict[str, Any]] = [{"name": k, "status": "failed"} for k in failures]
         for candidate in candidates:
-            row = _import_one(butler, candidate, reference, settings, failures)
+            row = _import_one(butler, candidate, reference, settings, failures, outside)
             rows.append(row)
             tell(_line(row, failures))
     finally:
         butler.close()
-    path = report_path(repo, settings.run)
     report = merge_report(rows, path)
     report.write(path, format="ascii.ecsv", overwrite=True)
     return ImportResult(report, failures, path, (settings.run, SKY_MAP_RUN), 0, n_patches)
@@ -152,7 +156,8 @@ def _line(row: dict[str, Any], failures: dict[str, str]) -> str:
         return failures.get(row["name"], f"{row['name']}: present already, skipped")
     return (
         f"{row['name']}: {row['status']} as visit {row['visit']}, seeing {row['seeing']:.2f} arcsec, "
-        f"flux scale {row['flux_scale']:.4f}, shift ({row['dx']:+.3f}, {row['dy']:+.3f}) px"
+        f"flux scale {row['flux_scale']:.4f}, shift ({row['dx']:+.3f}, {row['dy']:+.3f}) px "
+        f"({row['calibration']})"
     )
 
 
@@ -171,10 +176,22 @@ def _identify(specs: Sequence[ExposureSpec], failures: dict[str, str]) -> list[_
 
 
 def _choose_reference(
-    candidates: list[_Candidate], settings: ImportSettings, failures: dict[str, str]
+    candidates: list[_Candidate], settings: ImportSettings, failures: dict[str, str], path: Path
 ) -> _Candidate:
     if not candidates:
         raise BadExposureError("no exposure can be used", "; ".join(failures.values()))
+    earlier = earlier_reference(path)
+    if earlier is not None and "apply" in (settings.flux_scale, settings.registration):
+        name, *identity = earlier
+        for candidate in candidates:
+            same = [candidate.identity.visit, candidate.identity.detector] == identity
+            if same and settings.reference in ("", candidate.spec.name):
+                return candidate
+        raise ManifestError(
+            f"The exposures of the run {settings.run!r} are calibrated against {name!r} (visit "
+            f"{identity[0]}, detector {identity[1]}). List its file again with the new ones and let it be "
+            "the reference: it is not written again. Otherwise give another run."
+        )
     if not settings.reference:
         return candidates[0]
     for candidate in candidates:
@@ -203,8 +220,14 @@ def _check_distinct(candidates: list[_Candidate]) -> None:
             seen[key] = name
 
 
-def _register(butler: Butler, candidates: list[_Candidate], settings: ImportSettings) -> int:
-    """Register instrument and sky map; the first candidate is the reference."""
+def _register(
+    butler: Butler, candidates: list[_Candidate], settings: ImportSettings
+) -> tuple[int, frozenset[str]]:
+    """Register instrument and sky map; the first candidate is the reference.
+
+    Returns the number of new patches, and the names of what lies outside of
+    an existing sky map.
+    """
     try:
         register_instrument(
             butler,
@@ -215,8 +238,7 @@ def _register(butler: Butler, candidates: list[_Candidate], settings: ImportSett
     except ValueError as e:
         raise ManifestError(f"{e} Otherwise give another instrument name.") from e
     if list(butler.registry.queryDimensionRecords("skymap", skymap=settings.skymap, check=False)):
-        _check_overlap(read_sky_map(butler, settings.skymap), candidates)
-        return 0
+        return 0, _outside(read_sky_map(butler, settings.skymap), candidates)
     geometry = cover_exposures(
         settings.skymap,
         [(c.wcs, c.shape) for c in candidates],
@@ -226,15 +248,19 @@ def _register(butler: Butler, candidates: list[_Candidate], settings: ImportSett
         orientation=settings.orientation,
     )
     register_sky_map(butler, geometry)
-    return sum(len(tract.patches) for tract in geometry.tracts.values())
+    return sum(len(tract.patches) for tract in geometry.tracts.values()), frozenset()
 
 
-def _check_overlap(sky_map: SkyMapGeometry, candidates: list[_Candidate]) -> None:
+def _outside(sky_map: SkyMapGeometry, candidates: list[_Candidate]) -> frozenset[str]:
+    """Names of the exposures that no tract overlaps; not all may be."""
+    names = set()
     tracts = [tract.region() for tract in sky_map.tracts.values()]
     for candidate in candidates:
         region = box_region(candidate.wcs, Box.from_shape(candidate.shape))
-        if not all(region.isDisjointFrom(tract) for tract in tracts):
-            return
+        if all(region.isDisjointFrom(tract) for tract in tracts):
+            names.add(candidate.spec.name)
+    if len(names) < len(candidates):
+        return frozenset(names)
     raise ManifestError(
         f"No exposure overlaps the sky map {sky_map.name!r} that the repository has; "
         "give another name of a sky map, which is then made to cover them."
@@ -264,6 +290,7 @@ def _import_one(
     reference: PreparedExposure,
     settings: ImportSettings,
     failures: dict[str, str],
+    outside: frozenset[str],
 ) -> dict[str, Any]:
     """Prepare and write an exposure; return its row of the report."""
     name = candidate.spec.name
@@ -271,6 +298,12 @@ def _import_one(
         present = _is_present(butler, candidate, settings)
         if present and not settings.replace:
             return {"name": name, "visit": candidate.identity.visit, "status": "present"}
+        if name in outside:
+            raise BadExposureError(
+                name,
+                f"it lies outside of the sky map {settings.skymap!r} that the repository has, so that no "
+                "patch would use it; give another name of a sky map, which is then made to cover it.",
+            )
         if candidate.spec is reference.exposure.spec:
             prepared = reference
         else:
@@ -284,7 +317,9 @@ def _import_one(
         failures[name] = f"{name}: {e}"
     else:
         return prepared.row | {"status": "replaced" if present else "imported"}
-    return {"name": name, "visit": candidate.identity.visit, "status": "failed"}
+    row = {"name": name, "visit": candidate.identity.visit, "detector": candidate.identity.detector}
+    is_reference = candidate.spec is reference.exposure.spec
+    return row | {"status": "failed", "calibration": "reference" if is_reference else ""}
 
 
 def _check_calibration(

@@ -10,6 +10,7 @@ from __future__ import annotations
 __all__ = ("ExposureSpec", "PixelSource", "read_manifest", "specs_from_files")
 
 import dataclasses
+import datetime
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -168,11 +169,44 @@ class ExposureSpec:
 _KEYS = {field.name for field in dataclasses.fields(ExposureSpec)} - {"base"}
 
 
+_MAPPINGS = ("set", "mask_bits")
+_TEXTS = ("file", "name", "band", "filter", "date_format")
+
+
+def _check_type(key: str, value: Any, where: str) -> None:
+    """Refuse what YAML made of a value that was meant otherwise."""
+    if value is None and key not in ("file", *_MAPPINGS):
+        return
+    if key in _MAPPINGS:
+        good, wanted = isinstance(value, Mapping), "a mapping"
+    elif key in _TEXTS:
+        good, wanted = isinstance(value, (str, Path)), "text (in quotes)"
+    elif key == "date":
+        good, wanted = isinstance(value, (str, int, float, datetime.date)), "a keyword, date or number"
+    else:
+        good, wanted = isinstance(value, (str, int, float)), "a number or text"
+    if good and key == "mask_bits":
+        bits = [b for v in value.values() for b in (v if isinstance(v, list) else [v])]
+        good = all(isinstance(b, int) and 0 <= b < 63 for b in bits)
+        wanted = "a mapping of planes to bit numbers from 0 to 62"
+    if not good:
+        raise ManifestError(f"{where}: {key} is {value!r}; it must be {wanted}.")
+
+
+def _mapping(value: Any, where: str) -> dict[str, Any]:
+    """Take an empty entry of the manifest for an empty mapping."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ManifestError(f"{where} is {value!r}; it must be a mapping.")
+    return {str(k): v for k, v in (value or {}).items()}
+
+
 def _make_spec(entry: Mapping[str, Any], base: Path, where: str) -> ExposureSpec:
     if unknown := set(entry) - _KEYS:
         raise ManifestError(f"{where}: unknown keys {sorted(unknown)}; the known ones are {sorted(_KEYS)}.")
     if "file" not in entry:
         raise ManifestError(f"{where}: it has no 'file'.")
+    for key, value in entry.items():
+        _check_type(key, value, where)
     return ExposureSpec(**{**entry, "file": base / entry["file"], "base": base})
 
 
@@ -235,11 +269,14 @@ def read_manifest(
     if unknown := set(content) - {"settings", "defaults", "exposures"}:
         raise ManifestError(f"{path}: unknown keys {sorted(unknown)}; use settings, defaults and exposures.")
     root = Path(base) if base is not None else path.parent
-    defaults = {**(content.get("defaults") or {}), **(options or {})}
+    defaults = {**_mapping(content.get("defaults"), f"{path}: defaults"), **(options or {})}
     specs = []
     for i, entry in enumerate(content["exposures"]):
-        entry = {"file": entry} if isinstance(entry, str) else dict(entry)
+        where = f"{path}: exposure {i}"
+        entry = {"file": entry} if isinstance(entry, str) else _mapping(entry, where)
         merged = {**defaults, **entry}
-        merged["set"] = {**defaults.get("set", {}), **entry.get("set", {})}
-        specs.append(_make_spec(merged, root, f"{path}, exposure {i}"))
-    return dict(content.get("settings") or {}), specs
+        common, own = (_mapping(part.get("set"), f"{where}: set") for part in (defaults, entry))
+        merged["set"] = {**common, **own}
+        merged["mask_bits"] = merged.get("mask_bits") or {}
+        specs.append(_make_spec(merged, root, where))
+    return _mapping(content.get("settings"), f"{path}: settings"), specs

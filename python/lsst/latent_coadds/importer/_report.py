@@ -7,7 +7,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-__all__ = ("format_report", "merge_report", "report_path")
+__all__ = ("earlier_reference", "format_report", "merge_report", "report_path")
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -73,6 +73,27 @@ def report_path(repo: str | Path, run: str) -> Path:
         An ECSV file beside the repository's configuration.
     """
     return Path(repo) / f"import_{run.replace('/', '_')}.ecsv"
+
+
+def earlier_reference(path: Path) -> tuple[str, int, int] | None:
+    """Look up which exposure an earlier import took as the reference.
+
+    Parameters
+    ----------
+    path : `pathlib.Path`
+        The report of the run, which need not be there.
+
+    Returns
+    -------
+    reference : `tuple` [`str`, `int`, `int`] or `None`
+        Name, visit and detector; `None` if the report does not tell.
+    """
+    if not path.exists():
+        return None
+    for row in Table.read(path):
+        if "calibration" in row.colnames and row["calibration"] == "reference":
+            return str(row["name"]), int(row["visit"]), int(row["detector"])
+    return None
 
 
 def merge_report(rows: Iterable[Mapping[str, Any]], path: Path | None = None) -> Table:

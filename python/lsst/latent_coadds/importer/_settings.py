@@ -7,9 +7,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-__all__ = ("ImportSettings",)
+__all__ = ("SETTING_RANGES", "ImportSettings")
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -26,6 +27,20 @@ _CHOICES = {
     "orientation": ("reference", "north"),
     "psf_model": ("auto", "grid", "moffat"),
 }
+
+SETTING_RANGES: dict[str, tuple[type, int | None, bool]] = {
+    "mesh": (int, 4, False),
+    "nominal_zero_point": (float, None, False),
+    "match_radius": (float, 0, True),
+    "min_stars": (int, 1, False),
+    "patch_size": (int, 16, False),
+    "border": (int, 0, False),
+    "pixel_scale": (float, 0, True),
+    "min_snr": (float, 0, True),
+    "cosmic_ray_threshold": (float, 0, True),
+    "cosmic_ray_contrast": (float, 0, True),
+}
+"""Type, least value, and whether that is excluded, of the settings that are numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +116,27 @@ class ImportSettings:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ManifestError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}.")
+        self._check_numbers()
+        for name in ("instrument", "run", "skymap", "reference"):
+            if not isinstance(getattr(self, name), str):
+                raise ManifestError(f"{name} is {getattr(self, name)!r}; it must be text (in quotes).")
+        if not isinstance(self.replace, bool):
+            raise ManifestError(f"replace is {self.replace!r}; use true or false.")
         if not self.run:
             object.__setattr__(self, "run", f"{self.instrument}/calexps")
+
+    def _check_numbers(self) -> None:
+        for name, (kind, low, exclusive) in SETTING_RANGES.items():
+            value = getattr(self, name)
+            if value is None and name == "pixel_scale":
+                continue
+            kinds = int if kind is int else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not math.isfinite(value):
+                what = "whole" if kind is int else "finite"
+                raise ManifestError(f"{name} is {value!r}; it must be a {what} number.")
+            if low is not None and (value < low or (exclusive and value == low)):
+                least = f"above {low}" if exclusive else f"at least {low}"
+                raise ManifestError(f"{name} is {value}; it must be {least}.")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
