@@ -30,12 +30,9 @@ class PatchPlanes:
     ----------
     bbox : `lsst.images.Box`
         Tract pixels of the patch.
-    n_noise : `int`, optional
-        Number of noise realizations.
     """
 
     bbox: Box
-    n_noise: int = 0
 
     def __post_init__(self) -> None:
         shape = tuple(self.bbox.shape)
@@ -47,8 +44,10 @@ class PatchPlanes:
         """Number of exposures with a good pixel (`numpy.ndarray`, (H, W))."""
         self.rejected_fraction = np.zeros(shape, dtype=np.float32)
         """Fraction of covering exposures that were masked."""
-        self.noise = np.full((self.n_noise, *shape), np.nan, dtype=np.float32)
-        """Noise realizations (`numpy.ndarray`, (N, H, W), nJy)."""
+        self.noise = np.zeros((0, *shape), dtype=np.float32)
+        """Noise realizations (`numpy.ndarray`, (N, H, W), nJy); the first
+        tile that has any says how many.
+        """
         self.mask: dict[str, np.ndarray] = {}
         """Mask planes by name (`dict` [`str`, `numpy.ndarray`])."""
 

@@ -124,9 +124,7 @@ def prepare(stack: ExposureStack, settings: CombinedSettings, generator: torch.G
     subset = stack.without(held_out)
     seed, fit = _fit_seed(subset, training, settings)
     rejected = _reject(seed, stack, fit.transform, settings)
-    training, test = (
-        HuberFidelity(f.image, f.inverse_sigma.masked_fill(rejected, 0.0), f.delta) for f in (training, test)
-    )
+    training, test = training.without(rejected), test.without(rejected)
     subset = subset.without(rejected)
     fit = fit_accelerated(training, seed.quadratic, fit.coefficients, settings)
     seed = dataclasses.replace(seed, coefficients=fit.coefficients)

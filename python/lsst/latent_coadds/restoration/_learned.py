@@ -246,8 +246,8 @@ def describe(
     """
     start = time.perf_counter()
     latent, rejected = result.latents[0], result.rejected[0]
-    inverse_sigma = stack.inverse_variance.sqrt().masked_fill(rejected, 0.0)
-    fidelity = HuberFidelity(stack.image, inverse_sigma, settings.huber_delta)
+    whole = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
+    fidelity = whole.without(rejected)
     image = output.finish(latent, fidelity)
     operator = output.operator
     quiet = operator.transform(latent * find_sources(fidelity, quadratic))

@@ -62,10 +62,7 @@ class TrainingProblem:
 
     def without(self, rejected: torch.Tensor) -> TrainingProblem:
         """Return the problem without the pixels (T, H, W) that are `True`."""
-        training, held_out = (
-            HuberFidelity(f.image, f.inverse_sigma.masked_fill(rejected, 0.0), f.delta)
-            for f in (self.training, self.held_out)
-        )
+        training, held_out = self.training.without(rejected), self.held_out.without(rejected)
         return dataclasses.replace(self, training=training, held_out=held_out)
 
     def find_outliers(self, latent: torch.Tensor, n_sigma: float) -> torch.Tensor:
