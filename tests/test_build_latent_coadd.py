@@ -14,6 +14,7 @@ import yaml
 
 from lsst.images.cells import CellCoadd, CellIJ
 from lsst.latent_coadds import BuildLatentCoaddConfig, BuildLatentCoaddTask
+from lsst.latent_coadds.adapters import BadInputError, InputProblem
 from lsst.latent_coadds.restoration import SETTINGS_CLASSES, ExposureStack, save_weights, train_weights
 from lsst.latent_coadds.tests._mock import MockVisits, make_mock_patch, read_mock
 from lsst.pex.config import FieldValidationError
@@ -110,6 +111,21 @@ def test_metrics_are_plain_and_complete() -> None:
     assert metrics["tiles"][0]["history"]
     assert metrics["n_iterations"] > 0
     assert metrics["timings"]["total"] > 0
+
+
+def test_exposures_that_cannot_be_opened_are_counted() -> None:
+    config = BuildLatentCoaddConfig()
+    config.restorer.name = "direct"
+    unreadable = BadInputError("calexp@9", InputProblem.UNREADABLE, "Write it again.")
+    result = BuildLatentCoaddTask(config=config).run(
+        exposures=MockVisits(n_visits=2, stars=STARS).readers(),
+        patch=make_mock_patch(),
+        band="i",
+        rejected=[unreadable],
+    )
+    metrics = result.latent_coadd_metrics
+    assert (metrics["n_offered"], metrics["n_inputs"]) == (3, 2)
+    assert metrics["rejected_inputs"] == {"calexp@9": str(unreadable)}
 
 
 def test_direct_psf_is_that_of_the_stars() -> None:

@@ -135,7 +135,7 @@ class BuildLatentCoaddTask(PipelineTask):
             If a fit diverges; nothing is written then.
         """
         started = time.perf_counter()
-        metrics = MetricsRecorder(exposures)
+        metrics = MetricsRecorder(len(exposures) + len(rejected))
         settings = self._settings()
 
         def on_bad(error: BadInputError) -> None:

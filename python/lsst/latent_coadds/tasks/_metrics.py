@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..adapters import BadInputError, CellAccumulator, ExposureReader, PatchExposure, Tile
+from ..adapters import BadInputError, CellAccumulator, PatchExposure, Tile
 from ..restoration import Restoration
 
 
@@ -31,12 +31,12 @@ class MetricsRecorder:
 
     Parameters
     ----------
-    readers : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.ExposureReader`]
-        Exposures that were offered.
+    n_offered : `int`
+        Number of exposures that were offered, usable or not.
     """
 
-    def __init__(self, readers: Sequence[ExposureReader]) -> None:
-        self._readers = list(readers)
+    def __init__(self, n_offered: int) -> None:
+        self._n_offered = n_offered
         self._rejected: dict[str, str] = {}
         self._figures: dict[str, _ExposureFigures] = {}
         self._tiles: list[dict[str, Any]] = []
@@ -132,7 +132,7 @@ class MetricsRecorder:
                 **header,
                 "device": self._device,
                 "n_inputs": len(exposures),
-                "n_offered": len(self._readers),
+                "n_offered": self._n_offered,
                 "rejected_inputs": self._rejected,
                 "inputs": inputs,
                 "visits": self._summarise_visits(exposures),
