@@ -144,9 +144,10 @@ def lanczos_resample(
     -----
     Interpolation correlates the noise of neighbouring pixels and lowers the
     variance of each; the noise *power* on scales larger than a pixel is that
-    of the input. ``variance`` is therefore interpolated, not summed with the
-    squares of the weights: weights, coadd variances and aperture errors made
-    from it are then right for anything as wide as a PSF.
+    of the input per unit of its area. ``variance`` is therefore that of the
+    input times ``area``, not summed with the squares of the weights: weights,
+    coadd variances and aperture errors made from it are then right for
+    anything as wide as a PSF.
     ``pixel_variance_ratio`` says by how much a single pixel scatters less.
     """
     area_map = torch.as_tensor(area, dtype=image.dtype, device=image.device).expand(x.shape)
@@ -205,10 +206,10 @@ def _resample_rows(
     variance_ratio = weights_x.square().sum(dim=0) * weights_y.square().sum(dim=0)
     return Resampled(
         torch.where(good, value * area, zero),
-        torch.where(good, planes.variance[nearest] * area.square(), zero),
+        torch.where(good, planes.variance[nearest] * area, zero),
         good,
         covered,
-        torch.where(good, variance_ratio, zero),
+        torch.where(good, variance_ratio * area, zero),
     )
 
 
