@@ -14,8 +14,10 @@ from ._fidelity import *
 from ._imagemm import *
 from ._kernels import *
 from ._operators import *
+from ._psf_basis import *
 from ._resample import *
 from ._restoration import *
 from ._restore import *
 from ._settings import *
 from ._stack import *
+from ._stream import *
