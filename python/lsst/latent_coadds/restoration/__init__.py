@@ -11,6 +11,7 @@
 from ._direct import *
 from ._errors import *
 from ._fidelity import *
+from ._frames import *
 from ._imagemm import *
 from ._kernels import *
 from ._operators import *

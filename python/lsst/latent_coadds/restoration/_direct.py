@@ -76,7 +76,7 @@ def direct_coadd(stack: ExposureStack, settings: DirectSettings) -> DirectCoadd:
     variance = torch.where(kept, weight**2 * stack.variance, torch.zeros_like(weight)).sum(dim=0) * norm**2
     variance = torch.where(covered, variance, torch.full_like(variance, torch.inf))
     psf_weight = weight.sum(dim=(1, 2))
-    psf = (psf_weight[:, None, None] * stack.psf).sum(dim=0)
+    psf = (psf_weight[:, None, None] * stack.mean_psf).sum(dim=0)
     return DirectCoadd(image, variance, psf / psf.sum(), kept)
 
 

@@ -69,9 +69,10 @@ def evaluate(
         The data term is not finite.
     """
     value = torch.zeros((), dtype=torch.float64, device=transform.device)
-    total = torch.zeros_like(transform)
+    lifted = operator.lift(transform)
+    total = torch.zeros_like(lifted)
     for which in operator.chunks():
-        part, gradient = fidelity.value_and_gradient(operator.predict(transform, which), which)
+        part, gradient = fidelity.value_and_gradient(operator.predict(lifted, which), which)
         value += part
         total += operator.back_project(gradient, which)
     objective = float(value)
@@ -79,7 +80,7 @@ def evaluate(
         raise RestorationError(
             "The objective of ImageMM is not finite; check the scale of image and variance."
         )
-    return objective, total
+    return objective, operator.lower(total)
 
 
 class HeldOut:
@@ -107,8 +108,9 @@ class HeldOut:
     def look(self, solution: _Solution) -> float:
         """Return the loss per held-out pixel of a solution."""
         value = 0.0
+        lifted = self.operator.lift(solution[1])
         for which in self.operator.chunks():
-            residual = self.fidelity.residual(self.operator.predict(solution[1], which), which)
+            residual = self.fidelity.residual(self.operator.predict(lifted, which), which)
             value += float(self.fidelity.value(residual))
         loss = value / self.n_pixels
         self.since += 1
@@ -240,11 +242,12 @@ def _published_ratio(
     operator: ConvolutionOperator, fidelity: HuberFidelity, latent: torch.Tensor
 ) -> tuple[float, torch.Tensor, _Solution]:
     transform = operator.transform(latent)
+    lifted = operator.lift(transform)
     objective = 0.0
     above: Any = 0.0
     below: Any = 0.0
     for which in operator.chunks():
-        model = operator.predict(transform, which)
+        model = operator.predict(lifted, which)
         residual = fidelity.residual(model, which)
         objective += float(fidelity.value(residual))
         weight = fidelity.weight(residual) * fidelity.inverse_sigma[which] ** 2
@@ -254,8 +257,8 @@ def _published_ratio(
         raise RestorationError(
             "The objective of ImageMM is not finite; check the scale of image and variance."
         )
-    numerator = operator.untransform(above).clamp_min_(0.0)
-    denominator = operator.untransform(below)
+    numerator = operator.untransform(operator.lower(above)).clamp_min_(0.0)
+    denominator = operator.untransform(operator.lower(below))
     # Rounding of the transforms must not move pixels that no exposure sees.
     seen = denominator > 1e-5 * denominator.max()
     ratio = torch.where(seen, numerator / denominator, torch.ones_like(numerator))

@@ -132,14 +132,14 @@ def restore_imagemm(
         fidelity, quadratic, fit.coefficients, finish, settings.n_realizations, generator
     )
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
-    transform = correct(fit.transform, fit.gradient)
+    lifted = operator.lift(correct(fit.transform, fit.gradient))
     variance = smooth_variance(realizations, image) if len(realizations) else coadd.variance
     return assemble(
         stack,
         image=image,
         variance=variance,
         psf=gaussian_kernel(settings.target_fwhm, size, dtype=stack.image.dtype),
-        model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
+        model=lambda t: operator.predict(lifted, slice(t, t + 1))[0],
         clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | rejected[t],
         noise_realizations=realizations,
         history=fit.history,
@@ -224,12 +224,13 @@ def start_accelerated(
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     coefficients = quadratic.divide(operator.extend(filled).clamp_min_(0.0))
     transform = quadratic.combine(coefficients)
-    total = torch.zeros_like(transform)
+    lifted = operator.lift(transform)
+    total = torch.zeros_like(lifted)
     for which in operator.chunks():
         data = torch.where(coadd.kept[which], stack.image[which], filled)
-        residual = operator.predict(transform, which) - data
+        residual = operator.predict(lifted, which) - data
         total += operator.back_project(weights[which, None, None] * residual, which)
-    return quadratic.solve(coefficients, total, n_steps)
+    return quadratic.solve(coefficients, operator.lower(total), n_steps)
 
 
 def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:

@@ -86,8 +86,8 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
 
     Parameters
     ----------
-    psf : `torch.Tensor`, shape (T, k, k)
-        PSFs that sum to one.
+    psf : `torch.Tensor`, shape (T, k, k) or (T, J, k, k)
+        PSFs that sum to one, or basis images of which the first does.
     fwhm : `float`
         FWHM of the target Gaussian in pixels; 0 returns the tapered PSFs.
     regularisation : `float`, optional
@@ -96,9 +96,9 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
 
     Returns
     -------
-    kernels : `torch.Tensor`, shape (T, k, k)
-        float64; each sums to the PSF inside of the taper, just below one.
-        They have small negative lobes.
+    kernels : `torch.Tensor`, shape of ``psf``
+        float64; each PSF's sums to the PSF inside of the taper, just below
+        one. They have small negative lobes.
 
     Notes
     -----
@@ -119,7 +119,10 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
     quotient = torch.fft.irfft2(source * target / (target**2 + regularisation**2), s=(n, n))
     half = size // 2
     quotient = torch.roll(quotient, (half, half), dims=(-2, -1))[..., :size, :size] * window
-    return quotient * (stamps.sum(dim=(-2, -1), keepdim=True) / quotient.sum(dim=(-2, -1), keepdim=True))
+    before, after = (a.sum(dim=(-2, -1), keepdim=True) for a in (stamps, quotient))
+    if psf.ndim == 4:
+        before, after = before[:, :1], after[:, :1]
+    return quotient * (before / after)
 
 
 def convolve(image: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:

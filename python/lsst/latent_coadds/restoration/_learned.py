@@ -250,8 +250,9 @@ def describe(
     fidelity = whole.without(rejected)
     image = output.finish(latent, fidelity)
     operator = output.operator
-    quiet = operator.transform(latent * find_sources(fidelity, quadratic))
-    calm = torch.cat([operator.predict(quiet, which) for which in operator.chunks()])
+    sources = latent * find_sources(fidelity, quadratic)
+    quiet = operator.transform(sources)
+    calm = operator.forward(sources)
     undisturbed = HuberFidelity(calm, fidelity.inverse_sigma, fidelity.delta)
     reference = output.finish(respond(undisturbed), undisturbed)
     replicas = [
@@ -262,14 +263,14 @@ def describe(
     variance = (
         smooth_variance(realizations, image) if replicas else direct_coadd(stack, DirectSettings()).variance
     )
-    transform = output.correct(latent, fidelity)
+    lifted = operator.lift(output.correct(latent, fidelity))
     timings["uncertainty"] = time.perf_counter() - start
     return assemble(
         stack,
         image=image,
         variance=variance,
         psf=psf,
-        model=lambda t: operator.predict(transform, slice(t, t + 1))[0],
+        model=lambda t: operator.predict(lifted, slice(t, t + 1))[0],
         clipped=lambda t, residual: (residual.abs() > 2.0 * settings.huber_delta) | rejected[t],
         noise_realizations=realizations,
         history=result.history,

@@ -14,9 +14,11 @@ __all__ = ("ConvolutionOperator",)
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from ._kernels import good_fft_size
+from ._psf_basis import psf_basis_degree, psf_basis_terms
 
 
 class ConvolutionOperator:
@@ -24,12 +26,14 @@ class ConvolutionOperator:
 
     Parameters
     ----------
-    kernels : `torch.Tensor`, shape (T, k, k)
-        Kernels, k odd.
+    kernels : `torch.Tensor`, shape (T, k, k) or (T, J, k, k)
+        Kernels, k odd. With J of them the kernel of a source changes with its
+        position: it is the sum of the kernels times the terms of
+        `psf_basis_terms`.
     shape : `tuple` [ `int`, `int` ]
-        Shape (H, W) of an exposure.
+        Shape (H, W) of the area that data cover, on the latent grid.
     margin : `int`
-        Pixels by which the latent image extends past the exposures on each
+        Pixels by which the latent image extends past that area on each
         side, so that sources outside of the frame can explain light inside.
     padding : `int`, optional
         Additional zeros, for a latent image that is itself a convolution and
@@ -37,13 +41,22 @@ class ConvolutionOperator:
     chunk : `int`, optional
         Largest number of exposures to transform at once; chosen from the size
         by default, so that the work space stays near 256 MiB.
+    extent : `tuple` [ `int`, `int` ], optional
+        Shape of the whole latent area where ``shape`` is a part of it: the
+        terms of varying kernels refer to it.
+    origin : `tuple` [ `int`, `int` ], optional
+        Where (row, column) that part begins.
 
     Notes
     -----
     Latent images have shape ``latent_shape`` = (H + 2 margin, W + 2 margin).
     The transforms are padded such that nothing wraps around into the data.
-    Kernel transforms are kept, so ``forward`` of all exposures costs 1 + T
-    real transforms, and so does ``adjoint``.
+    Kernel transforms are kept, so ``forward`` of all exposures costs J + T
+    real transforms (and one more for J > 1), and so does ``adjoint``.
+
+    A term of a varying kernel is as a source's position has it, not the
+    pixel's that sees it, as for a real PSF. Outside of the latent area it is
+    that of the nearest pixel inside.
     """
 
     def __init__(
@@ -54,22 +67,46 @@ class ConvolutionOperator:
         margin: int = 0,
         padding: int = 0,
         chunk: int | None = None,
+        extent: tuple[int, int] | None = None,
+        origin: tuple[int, int] = (0, 0),
     ) -> None:
+        if kernels.ndim == 3:
+            kernels = kernels[:, None]
         size = kernels.shape[-1]
         half = size // 2
-        self.n_exposures = kernels.shape[0]
+        self.n_exposures, self.n_terms = kernels.shape[:2]
         self.shape = shape
         self.margin = margin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
         height, width = (good_fft_size(max(n + margin + max(margin, half) + padding, size)) for n in shape)
         self.fft_shape = (height, width)
-        padded = kernels.new_zeros((kernels.shape[0], *self.fft_shape))
-        padded[:, :size, :size] = kernels
+        padded = kernels.new_zeros((*kernels.shape[:2], *self.fft_shape))
+        padded[..., :size, :size] = kernels
         # Data pixel (0, 0) is latent pixel (margin, margin).
         shift = -half - margin
         self._transfer = torch.fft.rfft2(torch.roll(padded, (shift, shift), dims=(-2, -1)))
+        self._terms, self._moments = self._make_terms(extent or shape, origin)
         pixels = self.fft_shape[0] * self.fft_shape[1]
         self.chunk = chunk or max(1, min(self.n_exposures, 2**28 // (8 * kernels.element_size() * pixels)))
+
+    def _make_terms(
+        self, extent: tuple[int, int], origin: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return terms beyond the first (J - 1, h, w), and mean products of all (J, J)."""
+        degree = psf_basis_degree(self.n_terms)
+        axes = []
+        for n, m, whole, start in zip(self.latent_shape, self.fft_shape, extent, origin, strict=True):
+            pixel = np.arange(m)
+            # What lies before the first pixel is wrapped to the end.
+            pixel[(n + m) // 2 :] -= m
+            axes.append(((pixel - self.margin + start) * (2.0 / max(1, whole - 1)) - 1.0).clip(-1.0, 1.0))
+        v, u = (a.reshape(-1) for a in np.meshgrid(*axes, indexing="ij"))
+        terms = np.moveaxis(psf_basis_terms(u, v, degree), -1, 0).reshape(self.n_terms, *self.fft_shape)
+        inside = terms[:, : self.latent_shape[0], : self.latent_shape[1]].reshape(self.n_terms, -1)
+        real = self._transfer.real
+        return torch.from_numpy(terms[1:]).to(real), torch.from_numpy(inside @ inside.T / inside.shape[1]).to(
+            real
+        )
 
     def chunks(self) -> Iterator[slice]:
         """Iterate over slices of exposures that are transformed together."""
@@ -80,16 +117,38 @@ class ConvolutionOperator:
         """Return the padded transform of latent images (..., *latent_shape)."""
         return torch.fft.rfft2(latent, s=self.fft_shape, dim=(-2, -1))
 
-    def predict(self, transform: torch.Tensor, which: slice) -> torch.Tensor:
-        """Return exposures ``which`` (n, H, W) for a transformed latent image."""
-        full = torch.fft.irfft2(self._transfer[which] * transform, s=self.fft_shape, dim=(-2, -1))
+    def lift(self, transform: torch.Tensor) -> torch.Tensor:
+        """Return padded transforms (J, ...) of a latent image times each term.
+
+        All exposures share them: make them once, then `predict`.
+        """
+        if self.n_terms == 1:
+            return transform[None]
+        image = torch.fft.irfft2(transform, s=self.fft_shape, dim=(-2, -1))
+        return torch.cat([transform[None], torch.fft.rfft2(self._terms * image, dim=(-2, -1))])
+
+    def lower(self, lifted: torch.Tensor) -> torch.Tensor:
+        """Apply the adjoint of `lift`."""
+        if self.n_terms == 1:
+            return lifted[0]
+        images = torch.fft.irfft2(lifted[1:], s=self.fft_shape, dim=(-2, -1))
+        return lifted[0] + torch.fft.rfft2((self._terms * images).sum(dim=0), dim=(-2, -1))
+
+    def predict(self, lifted: torch.Tensor, which: slice) -> torch.Tensor:
+        """Return exposures ``which`` (n, H, W) for a lifted latent image."""
+        product = self._transfer[which, 0] * lifted[0]
+        for j in range(1, self.n_terms):
+            product = product + self._transfer[which, j] * lifted[j]
+        full = torch.fft.irfft2(product, s=self.fft_shape, dim=(-2, -1))
         return full[..., : self.shape[0], : self.shape[1]]
 
     def back_project(self, data: torch.Tensor, which: slice) -> torch.Tensor:
-        """Return the transform of the adjoint applied to exposures ``which``."""
-        return (torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1)) * self._transfer[which].conj()).sum(
-            dim=0
-        )
+        """Return the adjoint of `predict` applied to exposures ``which``.
+
+        What all exposures give is to be summed, then to be passed to `lower`.
+        """
+        seen = torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1))
+        return torch.stack([(seen * self._transfer[which, j].conj()).sum(dim=0) for j in range(self.n_terms)])
 
     def untransform(self, transform: torch.Tensor) -> torch.Tensor:
         """Return the latent image of a transform that was summed up."""
@@ -98,8 +157,8 @@ class ConvolutionOperator:
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Predict all exposures, (T, H, W), from a latent image."""
-        transform = self.transform(latent)
-        return torch.cat([self.predict(transform, which) for which in self.chunks()])
+        lifted = self.lift(self.transform(latent))
+        return torch.cat([self.predict(lifted, which) for which in self.chunks()])
 
     def adjoint(self, data: torch.Tensor) -> torch.Tensor:
         """Apply the adjoint of `forward` to exposures (T, H, W)."""
@@ -107,7 +166,7 @@ class ConvolutionOperator:
         for which in self.chunks():
             total = total + self.back_project(data[which], which)
         assert isinstance(total, torch.Tensor)
-        return self.untransform(total)
+        return self.untransform(self.lower(total))
 
     def power(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the transform of the sum of weighted autocorrelations.
@@ -116,10 +175,16 @@ class ConvolutionOperator:
         ----------
         weights : `torch.Tensor`, shape (T,)
             Weight of each exposure.
+
+        Notes
+        -----
+        For kernels that vary it is the mean over the latent area.
         """
-        total = torch.zeros_like(self._transfer[0].real)
-        for weight, transfer in zip(weights.tolist(), self._transfer, strict=True):
-            total += weight * (transfer.real**2 + transfer.imag**2)
+        total = torch.zeros_like(self._transfer[0, 0].real)
+        for weight, transfers in zip(weights.tolist(), self._transfer, strict=True):
+            for j, transfer in enumerate(transfers):
+                mixed = (self._moments[j, :, None, None] * transfers).sum(dim=0)
+                total += weight * (transfer.real * mixed.real + transfer.imag * mixed.imag)
         return total
 
     def crop(self, latent: torch.Tensor) -> torch.Tensor:

@@ -65,8 +65,9 @@ def reject_outliers(
     """
     found = torch.zeros_like(fidelity.image, dtype=torch.bool)
     near = torch.zeros_like(found)
+    lifted = operator.lift(transform)
     for which in operator.chunks():
-        model = operator.predict(transform, which)
+        model = operator.predict(lifted, which)
         allowed = tolerance * _dilate(model.clamp_min(0.0)) * fidelity.inverse_sigma[which]
         excess = fidelity.residual(model, which).abs() - allowed
         found[which], near[which] = excess > n_sigma, excess > 0.5 * n_sigma

@@ -6,7 +6,7 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Co-registered exposures of one piece of sky."""
+"""Exposures of one piece of sky."""
 
 from __future__ import annotations
 
@@ -19,24 +19,33 @@ import numpy as np
 import torch
 
 from ._errors import InvalidStackError, NoGoodPixelsError
+from ._frames import FrameGeometry, pixel_area
+from ._psf_basis import psf_basis_degree, psf_basis_terms
+from ._resample import lanczos_resample
 
 
 class ExposureStack:
-    """Co-registered exposures, all on the grid of the latent image.
+    """Exposures on the grid of the latent image, or on grids of their own.
 
     Parameters
     ----------
-    image : array-like, shape (T, H, W)
+    image : array-like, shape (T, h, w)
         Sky-subtracted images, in units of flux per pixel.
-    variance : array-like, shape (T, H, W)
+    variance : array-like, shape (T, h, w)
         Variance of ``image``; must be positive where ``good``.
-    good : array-like of `bool`, shape (T, H, W)
+    good : array-like of `bool`, shape (T, h, w)
         `True` where a pixel may be used.
-    psf : array-like, shape (T, k, k)
-        PSF of each exposure with its centre at the centre of the middle
-        pixel; ``k`` is odd. Any positive sum: normalised here.
+    psf : array-like, shape (T, k, k) or (T, J, k, k)
+        PSF of each exposure on the latent grid, the response of its pixels
+        included, with its centre at the centre of the middle pixel; ``k`` is
+        odd. Any positive sum: normalised here. A PSF that varies is the sum
+        of basis images times the terms of `psf_basis_terms` at the source.
     names : `~collections.abc.Sequence` [ `str` ], optional
         One label per exposure, for messages.
+    frames : `FrameGeometry`, optional
+        Where the pixels of the exposures lie on the latent grid. By default
+        they are those of the latent grid. The latent image is in flux per
+        latent pixel then, and ``image`` in flux per pixel of the exposure.
 
     Raises
     ------
@@ -51,17 +60,29 @@ class ExposureStack:
     Values of pixels that are not good are never used; they are replaced
     (image 0, variance infinite). An exposure without any good pixel is
     permitted and contributes nothing. Tensors keep float32 or float64 (the
-    wider of image and variance); everything else becomes float32.
+    wider of image and variance); everything else becomes float32. Pixels
+    of a frame that lie outside of the latent area are not good.
     """
 
     def __init__(
-        self, image: Any, variance: Any, good: Any, psf: Any, *, names: Sequence[str] | None = None
+        self,
+        image: Any,
+        variance: Any,
+        good: Any,
+        psf: Any,
+        *,
+        names: Sequence[str] | None = None,
+        frames: FrameGeometry | None = None,
     ) -> None:
         image, variance, psf = (_as_tensor(a) for a in (image, variance, psf))
         good = _as_tensor(good).to(torch.bool)
         _check_shapes(image, variance, good, psf)
         dtype = _float_dtype(image, variance)
         self.names = _check_names(names, image.shape[0])
+        self.frames = frames
+        if frames is not None:
+            _check_frames(frames, image)
+            good = good & _on_latent_grid(frames, image)
         image, variance, psf = (a.to(dtype) for a in (image, variance, psf))
         _check_psf(psf, self.names)
         _check_pixels(image, variance, good, self.names)
@@ -70,7 +91,7 @@ class ExposureStack:
             good, variance, torch.full((), torch.inf, dtype=dtype, device=image.device)
         )
         self.good = good
-        self.psf = psf / psf.sum(dim=(-2, -1), keepdim=True)
+        self.psf = _normalise_psf(psf)
 
     @property
     def n_exposures(self) -> int:
@@ -79,30 +100,103 @@ class ExposureStack:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Shape (H, W) of the grid."""
+        """Shape (H, W) of the latent grid."""
+        return self.frame_shape if self.frames is None else self.frames.latent_shape
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        """Shape (h, w) of the planes of an exposure."""
         return self.image.shape[1], self.image.shape[2]
 
     @property
+    def mean_psf(self) -> torch.Tensor:
+        """Mean of each PSF over the latent area, (T, k, k)."""
+        if self.psf.ndim == 3:
+            return self.psf
+        line = np.linspace(-1.0, 1.0, 33)
+        u, v = (a.reshape(-1) for a in np.meshgrid(line, line))
+        mean = psf_basis_terms(u, v, psf_basis_degree(self.psf.shape[1])).mean(axis=0)
+        return (torch.from_numpy(mean).to(self.psf)[:, None, None] * self.psf).sum(dim=1)
+
+    @property
     def inverse_variance(self) -> torch.Tensor:
-        """Inverse variance (T, H, W), zero where not good."""
+        """Inverse variance (T, h, w), zero where not good."""
         return 1.0 / self.variance
 
     @property
     def n_image(self) -> torch.Tensor:
-        """Number of good exposures at each pixel, (H, W) int32."""
-        return self.good.sum(dim=0, dtype=torch.int32)
+        """Number of good exposures at each latent pixel, (H, W) int32."""
+        if self.frames is None:
+            return self.good.sum(dim=0, dtype=torch.int32)
+        count = torch.zeros(self.shape, dtype=torch.int32, device=self.image.device)
+        for t in range(self.n_exposures):
+            count += self.to_latent(t, self.good[t])
+        return count
+
+    def to_latent(self, t: int, plane: torch.Tensor) -> torch.Tensor:
+        """Return flags (h, w) of exposure ``t`` on the latent grid (H, W).
+
+        Each latent pixel has the flag of the nearest pixel of the exposure,
+        and none where the exposure does not reach.
+        """
+        if self.frames is None:
+            return plane
+        x, y = (torch.round(p).long() for p in self.frames.inverse(t))
+        height, width = self.frame_shape
+        inside = ((x >= 0) & (y >= 0) & (x < width) & (y < height)).to(plane.device)
+        x, y = x.clamp(0, width - 1).to(plane.device), y.clamp(0, height - 1).to(plane.device)
+        return plane[y, x] & inside
+
+    def to_frame(self, t: int, plane: torch.Tensor) -> torch.Tensor:
+        """Return a plane (H, W) of the latent grid on exposure ``t`` (h, w).
+
+        Flags are those of the nearest latent pixel. An image in flux per
+        latent pixel is interpolated linearly, in flux per pixel of the frame.
+        """
+        if self.frames is None:
+            return plane
+        x, y = self.frames.positions(t, self.frame_shape)
+        height, width = self.shape
+        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
+        if plane.dtype == torch.bool:
+            return plane[torch.round(y).long().to(plane.device), torch.round(x).long().to(plane.device)]
+        grid = torch.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], dim=-1)
+        image = torch.nn.functional.grid_sample(plane[None, None], grid[None].to(plane), align_corners=True)
+        return image[0, 0] * self.frames.area(t, self.frame_shape).to(plane)
+
+    def register(self) -> ExposureStack:
+        """Return the exposures interpolated onto the latent grid."""
+        if self.frames is None:
+            return self
+        result = object.__new__(ExposureStack)
+        result.names, result.frames, result.psf = self.names, None, self.psf
+        planes: list[tuple[torch.Tensor, ...]] = []
+        for t in range(self.n_exposures):
+            x, y = self.frames.inverse(t)
+            resampled = lanczos_resample(
+                self.image[t],
+                self.variance[t],
+                self.good[t],
+                x.to(self.image.device),
+                y.to(self.image.device),
+                pixel_area(x, y).to(self.image),
+            )
+            planes.append((resampled.image, resampled.variance, resampled.good))
+        result.image, variance, result.good = (torch.stack(p) for p in zip(*planes, strict=True))
+        result.variance = variance.masked_fill(~result.good, torch.inf)
+        return result
 
     def to(self, *, device: torch.device | str, dtype: torch.dtype) -> ExposureStack:
         """Return the stack on another device, in another precision."""
         result = object.__new__(ExposureStack)
-        result.names = self.names
+        result.names, result.frames = self.names, self.frames
         result.good = self.good.to(device)
         for name in ("image", "variance", "psf"):
             setattr(result, name, getattr(self, name).to(device=device, dtype=dtype))
         return result
 
     def without(self, held_out: torch.Tensor) -> ExposureStack:
-        """Return the stack without the pixels (T, H, W) that are `True`."""
+        """Return the stack without the pixels (T, h, w) that are `True`."""
         result = self.to(device=self.image.device, dtype=self.image.dtype)
         result.good = self.good & ~held_out
         result.image = self.image.masked_fill(held_out, 0.0)
@@ -139,14 +233,19 @@ def _check_shapes(image: torch.Tensor, variance: torch.Tensor, good: torch.Tenso
                 f"{name} has shape {tuple(array.shape)}, but image has {tuple(image.shape)}; "
                 "give one plane per exposure, on the same grid."
             )
-    if psf.ndim != 3 or psf.shape[0] != image.shape[0] or psf.shape[1] != psf.shape[2]:
+    if psf.ndim not in (3, 4) or psf.shape[0] != image.shape[0] or psf.shape[-1] != psf.shape[-2]:
         raise InvalidStackError(
-            f"psf must have shape ({image.shape[0]}, k, k), one square stamp per exposure, "
-            f"not {tuple(psf.shape)}."
+            f"psf must have shape ({image.shape[0]}, k, k), one square stamp per exposure, or "
+            f"({image.shape[0]}, J, k, k), not {tuple(psf.shape)}."
         )
-    if psf.shape[1] % 2 == 0:
+    if psf.ndim == 4:
+        try:
+            psf_basis_degree(psf.shape[1])
+        except ValueError as error:
+            raise InvalidStackError(f"psf has shape {tuple(psf.shape)}: {error}") from error
+    if psf.shape[-1] % 2 == 0:
         raise InvalidStackError(
-            f"PSF stamps of every exposure are {psf.shape[1]} pixels wide; an odd size is needed, with the "
+            f"PSF stamps of every exposure are {psf.shape[-1]} pixels wide; an odd size is needed, with the "
             "PSF centred on the middle pixel. Evaluate the PSF on an odd stamp or pad and recentre it."
         )
 
@@ -165,12 +264,38 @@ def _check_psf(psf: torch.Tensor, names: tuple[str, ...]) -> None:
             raise InvalidStackError(
                 f"PSF of {name} is not finite; leave that exposure out or fit its PSF again."
             )
-        total = float(stamp.sum())
+        total = float(stamp.sum() if stamp.ndim == 2 else stamp[0].sum())
         if not total > 0.0:
             raise InvalidStackError(
                 f"PSF of {name} sums to {total:g}; it must be positive. Leave that exposure out or fit its "
                 "PSF again."
             )
+
+
+def _normalise_psf(psf: torch.Tensor) -> torch.Tensor:
+    """Return PSFs of sum one: the sums of the terms that vary are taken out."""
+    if psf.ndim == 3:
+        return psf / psf.sum(dim=(-2, -1), keepdim=True)
+    psf = psf / psf[:, :1].sum(dim=(-2, -1), keepdim=True)
+    excess = psf.sum(dim=(-2, -1), keepdim=True)
+    excess[:, 0] = 0.0
+    return psf - excess * psf[:, :1]
+
+
+def _check_frames(frames: FrameGeometry, image: torch.Tensor) -> None:
+    n, height, width = image.shape
+    if frames.n_exposures != n:
+        raise InvalidStackError(f"frames has {frames.n_exposures} mappings for {n} exposures.")
+    if min(height, width) < 2 or frames.frame_limit[0] < height or frames.frame_limit[1] < width:
+        raise InvalidStackError(
+            f"The nodes of frames enclose {frames.frame_limit} pixels, and image has {(height, width)}; the "
+            "last node must lie on or beyond the last pixel, and two rows and columns are the least."
+        )
+
+
+def _on_latent_grid(frames: FrameGeometry, image: torch.Tensor) -> torch.Tensor:
+    shape = (image.shape[1], image.shape[2])
+    return torch.stack([frames.covered(t, shape) for t in range(len(image))]).to(image.device)
 
 
 def _check_pixels(

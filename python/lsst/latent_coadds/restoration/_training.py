@@ -54,9 +54,9 @@ class TrainingProblem:
     def loss(self, fidelity: HuberFidelity, latent: torch.Tensor) -> float:
         """Return the mean loss per pixel of a latent image."""
         value = 0.0
-        transform = self.operator.transform(latent)
+        lifted = self.operator.lift(self.operator.transform(latent))
         for which in self.operator.chunks():
-            residual = fidelity.residual(self.operator.predict(transform, which), which)
+            residual = fidelity.residual(self.operator.predict(lifted, which), which)
             value += float(fidelity.value(residual))
         return value / max(1, int((fidelity.inverse_sigma > 0).sum()))
 

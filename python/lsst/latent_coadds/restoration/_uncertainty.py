@@ -102,11 +102,12 @@ def perturb(
     """
     covered = fidelity.inverse_sigma > 0
     sigma = torch.where(covered, 1.0 / fidelity.inverse_sigma, torch.zeros_like(fidelity.inverse_sigma))
+    lifted = operator.lift(transform)
     for _ in range(n_realizations):
         data = torch.empty_like(sigma)
         for which in operator.chunks():
             noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
-            data[which] = operator.predict(transform, which) + noise.to(sigma.device) * sigma[which]
+            data[which] = operator.predict(lifted, which) + noise.to(sigma.device) * sigma[which]
         yield HuberFidelity(data, fidelity.inverse_sigma, fidelity.delta)
 
 
@@ -140,7 +141,7 @@ def find_sources(
 ) -> torch.Tensor:
     """Return where (latent shape) a matched filter finds something."""
     operator = quadratic.operator
-    sky = torch.zeros_like(operator.transform(fidelity.image[0]))
+    sky = torch.zeros_like(operator.transform(quadratic.curvature.new_zeros(operator.latent_shape)))
     signal = -operator.untransform(evaluate(operator, fidelity, sky)[1])
     # The mean of a transform is the value at the origin: the summed squares of the kernels.
     noise = torch.fft.irfft2(quadratic.curvature, s=operator.fft_shape)[0, 0].sqrt()
