@@ -16,7 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from lsst.latent_coadds.restoration import ExposureStack, RestorationError, gaussian_kernel, restore
+from lsst.latent_coadds.restoration import (
+    ConvolutionOperator,
+    ExposureStack,
+    RestorationError,
+    gaussian_kernel,
+    restore,
+)
+from lsst.latent_coadds.restoration._fidelity import HuberFidelity
+from lsst.latent_coadds.restoration._fit import evaluate
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._residual import AdaptiveCorrection, covered_weight
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SIZE = 48
@@ -251,3 +261,66 @@ def test_held_out_pixels_choose_the_update(form: str) -> None:
     assert min(losses) <= losses[0]
     assert not bool(r.mask["CLIPPED"].all()) and bool(r.mask["CLIPPED"][40, 9:12].all())
     assert float(r.image[8:24, 6:23].sum()) == pytest.approx(3000.0, rel=0.05)
+
+
+def sources_and_sky(n: int = 6, size: int = 96, *, seed: int = 5) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return exposures of a few stars in noise, and where the sky is empty."""
+    a = stars(n, size, seed=seed)
+    y, x = np.mgrid[:size, :size]
+    empty = np.ones((size, size), dtype=bool)
+    for x0, y0 in ((14.3, 15.6), (32.5, 30.2)):
+        empty &= np.hypot(x - x0, y - y0) > 24
+    empty[:8], empty[-8:], empty[:, :8], empty[:, -8:] = (False,) * 4
+    return a, empty
+
+
+def test_sky_damping_quiets_the_sky_alone() -> None:
+    a, empty = sources_and_sky()
+    uniform, adaptive, damped = (
+        fit(a, residual_damping=d, sky_damping=s, n_realizations=0)
+        for d, s in ((0.08, 0.08), (0.08, 0.3), (0.3, 0.3))
+    )
+    rms = [float(r.image.numpy()[empty].std()) for r in (uniform, adaptive, damped)]
+    assert rms[1] < 0.85 * rms[0] and abs(rms[1] - rms[2]) < 0.5 * abs(rms[0] - rms[2])
+    star = (
+        np.hypot(*(np.mgrid[: empty.shape[0], : empty.shape[1]] - np.array([15.6, 14.3])[:, None, None])) < 3
+    )
+    near = [float((r.image - uniform.image).abs().numpy()[star].max()) for r in (adaptive, damped)]
+    assert near[0] < 0.1 * near[1]
+    # Signed on both sides, so that the sky has no pedestal.
+    assert float(adaptive.image.numpy()[empty].min()) < 0.0
+    assert abs(float(adaptive.image.numpy()[empty].mean())) < 0.15 * rms[1]
+
+
+@pytest.mark.parametrize("sky_damping", [0.0, 0.08])
+def test_equal_dampings_are_one_correction(sky_damping: float) -> None:
+    a = stars()
+    one, two = (
+        fit(a, sky_damping=s, residual_damping=0.08, n_iter=4, n_realizations=0) for s in (0.08, sky_damping)
+    )
+    torch.testing.assert_close(one.image, two.image, rtol=0, atol=0)
+
+
+def test_surroundings_hold_what_the_data_show() -> None:
+    a, empty = sources_and_sky()
+    a["good"][:-1, :, 64:] = False
+    stack = ExposureStack(**a)
+    operator = ConvolutionOperator(stack.psf.to(torch.float64), stack.shape, margin=8)
+    weights = stack.exposure_weights()
+    quadratic = NonNegativeQuadratic(operator, weights)
+    fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), 3.0)
+    coverage = covered_weight(operator, fidelity)
+    part = coverage[8:-8, 8:-8]
+    assert float(part[40:60, 20:40].mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(part[40:60, 80:90].mean()) == pytest.approx(float(weights[-1] / weights.sum()), abs=0.02)
+    correction = AdaptiveCorrection(quadratic, 1.0, 0.08, 0.3, coverage)
+    truth = torch.zeros(operator.latent_shape, dtype=torch.float64)
+    truth[24, 22], truth[38, 40] = 3000.0, 8000.0
+    transform = operator.transform(truth)
+    weight = operator.crop(
+        correction.surroundings(transform, evaluate(operator, fidelity, transform)[1])
+    ).numpy()
+    assert weight.min() >= 0.0 and weight.max() <= 1.0
+    assert weight[14:18, 13:16].min() > 0.9 and weight[29:32, 31:34].min() > 0.9
+    # Noise of the sky passes for a source now and then.
+    assert weight[empty].mean() < 0.25

@@ -35,7 +35,7 @@ from ._learned import split_pixels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
-from ._residual import ResidualCorrection
+from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._restoration import Restoration
 from ._settings import AstroClearNetSettings, DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
@@ -117,11 +117,10 @@ def restore_imagemm(
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
     size = stamp_size(stack, settings.target_fwhm)
     narrow = gaussian_kernel(smoothing, size)
-    corrects = accelerated and settings.residual_damping > 0.0
-    correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
+    correction = _make_correction(quadratic, fidelity, spread, settings) if accelerated else None
 
     def correct(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        return transform if correction is None else transform + correction.apply(gradient)
+        return transform if correction is None else correction.correct(transform, gradient)
 
     def finish(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         latent = operator.untransform(correct(transform, gradient))
@@ -236,5 +235,18 @@ def start_accelerated(
 def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:
     """Return the clipped coadd, made positive."""
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+def _make_correction(
+    quadratic: NonNegativeQuadratic, fidelity: HuberFidelity, spread: float, settings: ImageMMSettings
+) -> AdaptiveCorrection | ResidualCorrection | None:
+    """Return the correction that settings ask for."""
+    damping, sky_damping = settings.residual_damping, settings.sky_damping
+    if damping <= 0.0:
+        return None
+    if sky_damping in (0.0, damping):
+        return ResidualCorrection(quadratic, spread, damping)
+    coverage = covered_weight(quadratic.operator, fidelity)
+    return AdaptiveCorrection(quadratic, spread, damping, sky_damping, coverage)
+
+
     sigma = 1.0 / math.sqrt(float(stack.exposure_weights().sum()))
     return operator.extend(filled).clamp_min_(0.01 * sigma)

@@ -10,12 +10,24 @@
 
 from __future__ import annotations
 
-__all__ = ("ResidualCorrection",)
+__all__ = ("AdaptiveCorrection", "ResidualCorrection", "covered_weight")
+
+import math
 
 import torch
 
+from ._fidelity import HuberFidelity
 from ._kernels import centred_rfft2, gaussian_kernel
+from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
+
+_SIGNIFICANCE = (2.0, 3.0)
+"""Peaks of the matched filter begin to count as sources at the first of these
+(in sigma), and do so fully from the second on.
+"""
+
+_EDGE = 4.0
+"""Width in pixels over which the surroundings of a source end."""
 
 
 class ResidualCorrection:
@@ -65,3 +77,115 @@ class ResidualCorrection:
             Padded transform of the correction.
         """
         return self._filter * -gradient
+
+    def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of the corrected latent image.
+
+        Parameters
+        ----------
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image and of the gradient there.
+        """
+        return transform + self.apply(gradient)
+
+
+class AdaptiveCorrection:
+    """Two linear corrections: one around sources, another between them.
+
+    What a non-negative solution takes from a source is next to that source.
+    To put back all frequencies in the empty sky too only brings back noise
+    that the solution was right to leave out.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The curvature of the data term.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
+    damping, sky_damping : `float`
+        As for `ResidualCorrection`: around sources, and elsewhere.
+    coverage : `torch.Tensor`, shape ``latent_shape``
+        Weight of the data near each pixel, over that with all exposures.
+
+    Notes
+    -----
+    A source is a peak of the matched filter, in data whose gaps and outliers
+    the solution fills. Its surroundings are a disc with the area of some five
+    PSFs, with a smooth edge: where the light is that a neighbouring speck of
+    noise may have taken from it. Broad light between the discs is not lost,
+    for both corrections pass it.
+    """
+
+    def __init__(
+        self,
+        quadratic: NonNegativeQuadratic,
+        spread: float,
+        damping: float,
+        sky_damping: float,
+        coverage: torch.Tensor,
+    ) -> None:
+        self._operator = quadratic.operator
+        self._curvature = quadratic.curvature
+        self._near = ResidualCorrection(quadratic, spread, damping)
+        self._far = ResidualCorrection(quadratic, spread, sky_damping)
+        # The mean of a transform is the value at the origin: the summed squares of the kernels.
+        square = torch.fft.irfft2(self._curvature, s=self._operator.fft_shape)[0, 0]
+        self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
+        self._disc = self._make_disc(float(self._curvature[0, 0] / square))
+
+    def _make_disc(self, psf_area: float) -> torch.Tensor:
+        """Return the transform of a disc with a smooth edge, 1 inside."""
+        largest = (min(self._operator.fft_shape) - 2) // 2
+        radius = min(0.75 * math.sqrt(psf_area), largest - 0.5 * _EDGE)
+        half = max(1, min(math.ceil(radius + 0.5 * _EDGE), largest))
+        offset = torch.arange(-half, half + 1, dtype=torch.float64)
+        distance = torch.hypot(offset[:, None], offset[None, :])
+        disc = _smooth_step(distance, radius + 0.5 * _EDGE, radius - 0.5 * _EDGE)
+        return centred_rfft2(disc.to(self._curvature), self._operator.fft_shape)
+
+    def surroundings(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the weight, 0 to 1, of the correction for sources.
+
+        Parameters
+        ----------
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image and of the gradient there.
+
+        Returns
+        -------
+        weight : `torch.Tensor`, shape ``latent_shape``
+            1 around sources, 0 far from them.
+        """
+        data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
+        highest = torch.nn.functional.max_pool2d(data[None, None], 3, stride=1, padding=1)[0, 0]
+        peaks = torch.where(data >= highest, _smooth_step(data, *_SIGNIFICANCE), torch.zeros_like(data))
+        return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
+
+    def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of the corrected latent image.
+
+        Parameters
+        ----------
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image and of the gradient there.
+        """
+        far = self._far.apply(gradient)
+        more = self._operator.untransform(self._near.apply(gradient) - far)
+        more *= self.surroundings(transform, gradient)
+        return transform + far + self._operator.transform(more)
+
+
+def covered_weight(operator: ConvolutionOperator, fidelity: HuberFidelity) -> torch.Tensor:
+    """Return the weight of the data near each latent pixel, over the largest."""
+    total: torch.Tensor | float = 0.0
+    for which in operator.chunks():
+        total = total + operator.back_project(fidelity.inverse_sigma[which] ** 2, which)
+    assert isinstance(total, torch.Tensor)
+    weight = operator.untransform(operator.lower(total))
+    return weight / weight.max()
+
+
+def _smooth_step(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Return 0 at ``low``, 1 at ``high`` and a cubic between them."""
+    t = ((x - low) / (high - low)).clamp(0.0, 1.0)
+    return t * t * (3.0 - 2.0 * t)

@@ -103,6 +103,12 @@ class ImageMMSettings(_Checked):
         "correction for what the non-negative solution missed fades out; 0 leaves the correction out.",
         min=0.0,
     )
+    sky_damping: float = _setting(
+        0.3,
+        "Accelerated form: the same in the sky between sources, where a higher value brings back less noise "
+        "and predicts the data better; 0, or the same as residual_damping, treats both alike.",
+        min=0.0,
+    )
     smooth_scale: float = _setting(
         2.5,
         "Accelerated form: standard deviation (latent px) of the second component, Gaussians for extended "
