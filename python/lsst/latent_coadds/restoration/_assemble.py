@@ -50,9 +50,9 @@ def assemble(
     psf : `torch.Tensor`, shape (k, k)
         Its PSF.
     model : `~collections.abc.Callable`
-        Returns the prediction (H, W) of an exposure by its number.
+        Returns the prediction (h, w) of an exposure by its number.
     clipped : `~collections.abc.Callable`
-        Returns a boolean plane (H, W) for an exposure and its residuals in
+        Returns a boolean plane (h, w) for an exposure and its residuals in
         sigma: the pixels that lost more than half of their weight.
     noise_realizations : `torch.Tensor`, shape (N, H, W)
         Samples of the noise.
@@ -64,7 +64,8 @@ def assemble(
     RestorationError
         The image is not finite.
     """
-    no_data = stack.n_image == 0
+    n_image = stack.n_image
+    no_data = n_image == 0
     image = image.masked_fill(no_data, 0.0)
     if not bool(torch.isfinite(image).all()):
         raise RestorationError(
@@ -83,21 +84,21 @@ def assemble(
             torch.zeros_like(prediction),
         )
         lost = clipped(t, residual) & stack.good[t]
-        clipped_any |= lost
+        clipped_any |= stack.to_latent(t, lost)
         kept = stack.good[t] & ~lost
         if bool(kept.any()):
             chi2[t] = float((residual[kept].double() ** 2).mean())
             model_sum += float(prediction[kept].double().sum())
             data_sum += float(stack.image[t][kept].double().sum())
             variance_sum += float(stack.variance[t][kept].double().sum())
-    rejected = (stack.n_image < n) & ~no_data
+    rejected = (n_image < n) & ~no_data
     sigma = (model_sum - data_sum) / math.sqrt(variance_sum) if variance_sum > 0 else math.nan
     return Restoration(
         image=_plain(image),
         variance=_plain(variance),
         psf=_plain(psf),
         weight=_plain(1.0 / variance),
-        n_image=stack.n_image.cpu(),
+        n_image=n_image.cpu(),
         mask={"NO_DATA": no_data.cpu(), "REJECTED": rejected.cpu(), "CLIPPED": clipped_any.cpu()},
         chi2=chi2,
         n_good=stack.good.sum(dim=(1, 2)).cpu(),

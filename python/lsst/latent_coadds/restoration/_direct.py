@@ -34,8 +34,8 @@ class DirectCoadd:
         The mean, 0 without data, and its variance, infinite without data.
     psf : `torch.Tensor`, shape (k, k)
         The mean of the PSFs with the mean weights of the exposures.
-    kept : `torch.Tensor` of bool, shape (T, H, W)
-        The pixels that were used.
+    kept : `torch.Tensor` of bool, shape (T, h, w)
+        The pixels of the exposures that were used.
     """
 
     image: torch.Tensor
@@ -61,9 +61,11 @@ def direct_coadd(stack: ExposureStack, settings: DirectSettings) -> DirectCoadd:
 
     Notes
     -----
+    Exposures with pixels of their own are interpolated onto the latent grid.
     Where exposures with different seeing have different good pixels the true
     PSF changes from pixel to pixel; the PSF returned is the average one.
     """
+    frames, stack = stack, stack.register()
     kept = stack.good & ~find_outliers(stack, settings.clip_sigma) if settings.clip else stack.good
     if settings.weighting == "pixel":
         weight = stack.inverse_variance * kept
@@ -77,6 +79,9 @@ def direct_coadd(stack: ExposureStack, settings: DirectSettings) -> DirectCoadd:
     variance = torch.where(covered, variance, torch.full_like(variance, torch.inf))
     psf_weight = weight.sum(dim=(1, 2))
     psf = (psf_weight[:, None, None] * stack.mean_psf).sum(dim=0)
+    if frames is not stack:
+        outliers = stack.good & ~kept
+        kept = torch.stack([~frames.to_frame(t, outliers[t]) for t in range(stack.n_exposures)]) & frames.good
     return DirectCoadd(image, variance, psf / psf.sum(), kept)
 
 
@@ -139,7 +144,7 @@ def restore_direct(
         image=coadd.image,
         variance=coadd.variance,
         psf=coadd.psf,
-        model=lambda t: coadd.image,
+        model=lambda t: stack.to_frame(t, coadd.image),
         clipped=lambda t, residual: stack.good[t] & ~coadd.kept[t],
         noise_realizations=coadd.image.new_zeros((0, *stack.shape)),
         history=[],

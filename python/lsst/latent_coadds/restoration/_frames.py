@@ -157,6 +157,42 @@ class FrameGeometry:
         return (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
 
 
+def flags_to_latent(frames: FrameGeometry | None, t: int, plane: torch.Tensor) -> torch.Tensor:
+    """Return flags (h, w) of exposure ``t`` on the latent grid (H, W).
+
+    Each latent pixel has the flag of the nearest pixel of the exposure, and
+    none where the exposure does not reach.
+    """
+    if frames is None:
+        return plane
+    x, y = (torch.round(p).long() for p in frames.inverse(t))
+    height, width = plane.shape
+    inside = ((x >= 0) & (y >= 0) & (x < width) & (y < height)).to(plane.device)
+    x, y = x.clamp(0, width - 1).to(plane.device), y.clamp(0, height - 1).to(plane.device)
+    return plane[y, x] & inside
+
+
+def flags_to_frame(
+    frames: FrameGeometry | None, t: int, plane: torch.Tensor, shape: tuple[int, int]
+) -> torch.Tensor:
+    """Return flags (H, W) of the latent grid on exposure ``t`` (h, w), from the nearest pixels."""
+    if frames is None:
+        return plane
+    x, y = (torch.round(p).long().to(plane.device) for p in frames.positions(t, shape))
+    return plane[y.clamp(0, plane.shape[0] - 1), x.clamp(0, plane.shape[1] - 1)]
+
+
+def interpolate_linearly(plane: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return a plane (H, W) at positions; outside of it, the value of the nearest pixel."""
+    grid = torch.stack(
+        [2.0 * p / max(1, n - 1) - 1.0 for p, n in zip((x, y), plane.shape[::-1], strict=True)], dim=-1
+    )
+    sampled = torch.nn.functional.grid_sample(
+        plane[None, None], grid[None].to(plane), padding_mode="border", align_corners=True
+    )
+    return sampled[0, 0]
+
+
 def node_positions(n: int, step: int) -> torch.Tensor:
     """Return positions of nodes from 0 that reach to pixel ``n - 1``."""
     return torch.arange(max(1, -(-(n - 1) // step)) + 1, dtype=torch.float64) * step

@@ -195,7 +195,9 @@ def make_operator(stack: ExposureStack, spread: float, scale: float) -> Convolut
     """
     kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
     margin = min(stack.psf.shape[-1] // 2, 16)
-    return ConvolutionOperator(kernels, stack.shape, margin=margin, padding=math.ceil(4.0 * scale))
+    return ConvolutionOperator(
+        kernels, stack.shape, margin=margin, padding=math.ceil(4.0 * scale), sampler=stack.make_sampler()
+    )
 
 
 def make_quadratic(
@@ -226,15 +228,13 @@ def start_accelerated(
     lifted = operator.lift(transform)
     total = torch.zeros_like(lifted)
     for which in operator.chunks():
-        data = torch.where(coadd.kept[which], stack.image[which], filled)
+        around = torch.stack([stack.to_frame(t, filled) for t in range(which.start, which.stop)])
+        data = torch.where(coadd.kept[which], stack.image[which], around)
         residual = operator.predict(lifted, which) - data
         total += operator.back_project(weights[which, None, None] * residual, which)
     return quadratic.solve(coefficients, operator.lower(total), n_steps)
 
 
-def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:
-    """Return the clipped coadd, made positive."""
-    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
 def _make_correction(
     quadratic: NonNegativeQuadratic, fidelity: HuberFidelity, spread: float, settings: ImageMMSettings
 ) -> AdaptiveCorrection | ResidualCorrection | None:
@@ -248,5 +248,8 @@ def _make_correction(
     return AdaptiveCorrection(quadratic, spread, damping, sky_damping, coverage)
 
 
+def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:
+    """Return the clipped coadd, made positive."""
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     sigma = 1.0 / math.sqrt(float(stack.exposure_weights().sum()))
     return operator.extend(filled).clamp_min_(0.01 * sigma)

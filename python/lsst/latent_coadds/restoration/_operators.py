@@ -19,6 +19,7 @@ import torch
 
 from ._kernels import good_fft_size
 from ._psf_basis import psf_basis_degree, psf_basis_terms
+from ._sampling import FrameSampler, Sample, coarsen, refine
 
 
 class ConvolutionOperator:
@@ -46,6 +47,9 @@ class ConvolutionOperator:
         terms of varying kernels refer to it.
     origin : `tuple` [ `int`, `int` ], optional
         Where (row, column) that part begins.
+    sampler : `FrameSampler`, optional
+        Interpolates at the pixels of exposures that are not on the latent
+        grid; predictions then have the shape of its exposures.
 
     Notes
     -----
@@ -69,6 +73,7 @@ class ConvolutionOperator:
         chunk: int | None = None,
         extent: tuple[int, int] | None = None,
         origin: tuple[int, int] = (0, 0),
+        sampler: FrameSampler | None = None,
     ) -> None:
         if kernels.ndim == 3:
             kernels = kernels[:, None]
@@ -78,15 +83,23 @@ class ConvolutionOperator:
         self.shape = shape
         self.margin = margin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
+        self.sampler = sampler
+        self.data_shape = shape if sampler is None else sampler.frame_shape
+        shift = -half - margin
+        if sampler is not None:
+            padding += 2 * sampler.padding
+            shift += sampler.padding
         height, width = (good_fft_size(max(n + margin + max(margin, half) + padding, size)) for n in shape)
         self.fft_shape = (height, width)
         padded = kernels.new_zeros((*kernels.shape[:2], *self.fft_shape))
         padded[..., :size, :size] = kernels
-        # Data pixel (0, 0) is latent pixel (margin, margin).
-        shift = -half - margin
+        # Pixel (0, 0) of the area with data is latent pixel (margin, margin).
         self._transfer = torch.fft.rfft2(torch.roll(padded, (shift, shift), dims=(-2, -1)))
         self._terms, self._moments = self._make_terms(extent or shape, origin)
-        pixels = self.fft_shape[0] * self.fft_shape[1]
+        self._fine_shape = self.fft_shape
+        if sampler is not None:
+            self._fine_shape = (round(height * sampler.oversampling), round(width * sampler.oversampling))
+        pixels = self._fine_shape[0] * self._fine_shape[1]
         self.chunk = chunk or max(1, min(self.n_exposures, 2**28 // (8 * kernels.element_size() * pixels)))
 
     def _make_terms(
@@ -135,19 +148,40 @@ class ConvolutionOperator:
         return lifted[0] + torch.fft.rfft2((self._terms * images).sum(dim=0), dim=(-2, -1))
 
     def predict(self, lifted: torch.Tensor, which: slice) -> torch.Tensor:
-        """Return exposures ``which`` (n, H, W) for a lifted latent image."""
+        """Return exposures ``which`` (n, *data_shape) for a lifted latent image."""
         product = self._transfer[which, 0] * lifted[0]
         for j in range(1, self.n_terms):
             product = product + self._transfer[which, j] * lifted[j]
+        if self.sampler is not None:
+            return self._sample(self.sampler, product, which)
         full = torch.fft.irfft2(product, s=self.fft_shape, dim=(-2, -1))
         return full[..., : self.shape[0], : self.shape[1]]
+
+    def _sample(self, sampler: FrameSampler, product: torch.Tensor, which: slice) -> torch.Tensor:
+        """Return exposures at their own pixels from transforms of convolved images."""
+        images = [
+            Sample.apply(refine(transform, self.fft_shape, self._fine_shape), sampler, t)
+            for t, transform in zip(range(which.start, which.stop), product, strict=True)
+        ]
+        return torch.stack(images)
+
+    def _spread(self, sampler: FrameSampler, data: torch.Tensor, which: slice) -> torch.Tensor:
+        """Apply the adjoint of `_sample`."""
+        transforms = [
+            coarsen(sampler.spread(plane, t, self._fine_shape), self.fft_shape)
+            for t, plane in zip(range(which.start, which.stop), data, strict=True)
+        ]
+        return torch.stack(transforms)
 
     def back_project(self, data: torch.Tensor, which: slice) -> torch.Tensor:
         """Return the adjoint of `predict` applied to exposures ``which``.
 
         What all exposures give is to be summed, then to be passed to `lower`.
         """
-        seen = torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1))
+        if self.sampler is None:
+            seen = torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1))
+        else:
+            seen = self._spread(self.sampler, data, which)
         return torch.stack([(seen * self._transfer[which, j].conj()).sum(dim=0) for j in range(self.n_terms)])
 
     def untransform(self, transform: torch.Tensor) -> torch.Tensor:
@@ -156,12 +190,12 @@ class ConvolutionOperator:
         return full[..., : self.latent_shape[0], : self.latent_shape[1]]
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Predict all exposures, (T, H, W), from a latent image."""
+        """Predict all exposures, (T, *data_shape), from a latent image."""
         lifted = self.lift(self.transform(latent))
         return torch.cat([self.predict(lifted, which) for which in self.chunks()])
 
     def adjoint(self, data: torch.Tensor) -> torch.Tensor:
-        """Apply the adjoint of `forward` to exposures (T, H, W)."""
+        """Apply the adjoint of `forward` to exposures (T, *data_shape)."""
         total: torch.Tensor | float = 0.0
         for which in self.chunks():
             total = total + self.back_project(data[which], which)
@@ -178,8 +212,12 @@ class ConvolutionOperator:
 
         Notes
         -----
-        For kernels that vary it is the mean over the latent area.
+        For kernels that vary it is the mean over the latent area. Sampling
+        at the pixels of exposures, and its adjoint, multiply a smooth image
+        with the area of these pixels.
         """
+        if self.sampler is not None:
+            weights = weights * weights.new_tensor(self.sampler.gains)
         total = torch.zeros_like(self._transfer[0, 0].real)
         for weight, transfers in zip(weights.tolist(), self._transfer, strict=True):
             for j, transfer in enumerate(transfers):
@@ -211,7 +249,9 @@ class ConvolutionOperator:
         """
         real = self._transfer.real
         x = torch.randn(self.latent_shape, generator=generator, dtype=torch.float64).to(real)
-        y = torch.randn((self.n_exposures, *self.shape), generator=generator, dtype=torch.float64).to(real)
+        y = torch.randn((self.n_exposures, *self.data_shape), generator=generator, dtype=torch.float64).to(
+            real
+        )
         left = (self.forward(x) * y).sum()
         right = (x * self.adjoint(y)).sum()
         scale = torch.linalg.vector_norm(self.forward(x)) * torch.linalg.vector_norm(y)

@@ -15,6 +15,7 @@ __all__ = ("reject_outliers",)
 import torch
 
 from ._fidelity import HuberFidelity
+from ._frames import FrameGeometry, flags_to_frame, flags_to_latent
 from ._operators import ConvolutionOperator
 
 _GROWTH = 3
@@ -71,7 +72,10 @@ def reject_outliers(
         allowed = tolerance * _dilate(model.clamp_min(0.0)) * fidelity.inverse_sigma[which]
         excess = fidelity.residual(model, which).abs() - allowed
         found[which], near[which] = excess > n_sigma, excess > 0.5 * n_sigma
-    found &= ~_shared(found, fidelity.inverse_sigma > 0)
+    frames = None if operator.sampler is None else operator.sampler.frames
+    shared = _shared(found, fidelity.inverse_sigma > 0, frames)
+    for t, plane in enumerate(found):
+        plane &= ~flags_to_frame(frames, t, shared, operator.data_shape)
     for which in operator.chunks():
         grown = found[which]
         for _ in range(_GROWTH):
@@ -80,10 +84,14 @@ def reject_outliers(
     return found
 
 
-def _shared(found: torch.Tensor, good: torch.Tensor) -> torch.Tensor:
+def _shared(found: torch.Tensor, good: torch.Tensor, frames: FrameGeometry | None) -> torch.Tensor:
     """Return where (H, W) too many exposures agree against the model."""
-    n_found = sum(_grow(plane[None])[0].to(torch.int32) for plane in found)
-    n_good = good.sum(dim=0)
+    n_found, n_good = (
+        sum(flags_to_latent(frames, t, plane).to(torch.int32) for t, plane in enumerate(planes))
+        for planes in ((_grow(plane[None])[0] for plane in found), good)
+    )
+    assert isinstance(n_found, torch.Tensor)
+    assert isinstance(n_good, torch.Tensor)
     return n_found > (_LARGEST_SHARE * n_good).clamp_min(1.0)
 
 

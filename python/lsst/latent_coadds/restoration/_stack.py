@@ -19,9 +19,10 @@ import numpy as np
 import torch
 
 from ._errors import InvalidStackError, NoGoodPixelsError
-from ._frames import FrameGeometry, pixel_area
+from ._frames import FrameGeometry, flags_to_frame, flags_to_latent, interpolate_linearly, pixel_area
 from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._resample import lanczos_resample
+from ._sampling import FrameSampler
 
 
 class ExposureStack:
@@ -80,6 +81,7 @@ class ExposureStack:
         dtype = _float_dtype(image, variance)
         self.names = _check_names(names, image.shape[0])
         self.frames = frames
+        self._sampler: FrameSampler | None = None
         if frames is not None:
             _check_frames(frames, image)
             good = good & _on_latent_grid(frames, image)
@@ -139,13 +141,7 @@ class ExposureStack:
         Each latent pixel has the flag of the nearest pixel of the exposure,
         and none where the exposure does not reach.
         """
-        if self.frames is None:
-            return plane
-        x, y = (torch.round(p).long() for p in self.frames.inverse(t))
-        height, width = self.frame_shape
-        inside = ((x >= 0) & (y >= 0) & (x < width) & (y < height)).to(plane.device)
-        x, y = x.clamp(0, width - 1).to(plane.device), y.clamp(0, height - 1).to(plane.device)
-        return plane[y, x] & inside
+        return flags_to_latent(self.frames, t, plane)
 
     def to_frame(self, t: int, plane: torch.Tensor) -> torch.Tensor:
         """Return a plane (H, W) of the latent grid on exposure ``t`` (h, w).
@@ -155,21 +151,26 @@ class ExposureStack:
         """
         if self.frames is None:
             return plane
-        x, y = self.frames.positions(t, self.frame_shape)
-        height, width = self.shape
-        x, y = x.clamp(0, width - 1), y.clamp(0, height - 1)
         if plane.dtype == torch.bool:
-            return plane[torch.round(y).long().to(plane.device), torch.round(x).long().to(plane.device)]
-        grid = torch.stack([2 * x / max(1, width - 1) - 1, 2 * y / max(1, height - 1) - 1], dim=-1)
-        image = torch.nn.functional.grid_sample(plane[None, None], grid[None].to(plane), align_corners=True)
-        return image[0, 0] * self.frames.area(t, self.frame_shape).to(plane)
+            return flags_to_frame(self.frames, t, plane, self.frame_shape)
+        x, y = self.frames.positions(t, self.frame_shape)
+        image = interpolate_linearly(plane, x, y)
+        return image * self.frames.area(t, self.frame_shape).to(plane)
+
+    def make_sampler(self) -> FrameSampler | None:
+        """Return what interpolates at the pixels of frames; `None` without frames."""
+        if self.frames is None:
+            return None
+        if self._sampler is None:
+            self._sampler = FrameSampler(self.frames, self.frame_shape, self.mean_psf)
+        return self._sampler
 
     def register(self) -> ExposureStack:
         """Return the exposures interpolated onto the latent grid."""
         if self.frames is None:
             return self
         result = object.__new__(ExposureStack)
-        result.names, result.frames, result.psf = self.names, None, self.psf
+        result.names, result.frames, result.psf, result._sampler = self.names, None, self.psf, None
         planes: list[tuple[torch.Tensor, ...]] = []
         for t in range(self.n_exposures):
             x, y = self.frames.inverse(t)
@@ -189,7 +190,7 @@ class ExposureStack:
     def to(self, *, device: torch.device | str, dtype: torch.dtype) -> ExposureStack:
         """Return the stack on another device, in another precision."""
         result = object.__new__(ExposureStack)
-        result.names, result.frames = self.names, self.frames
+        result.names, result.frames, result._sampler = self.names, self.frames, None
         result.good = self.good.to(device)
         for name in ("image", "variance", "psf"):
             setattr(result, name, getattr(self, name).to(device=device, dtype=dtype))
@@ -198,6 +199,7 @@ class ExposureStack:
     def without(self, held_out: torch.Tensor) -> ExposureStack:
         """Return the stack without the pixels (T, h, w) that are `True`."""
         result = self.to(device=self.image.device, dtype=self.image.dtype)
+        result._sampler = self._sampler
         result.good = self.good & ~held_out
         result.image = self.image.masked_fill(held_out, 0.0)
         result.variance = self.variance.masked_fill(held_out, torch.inf)

@@ -1,0 +1,227 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Interpolation of a convolved latent image at the pixels of exposures."""
+
+from __future__ import annotations
+
+__all__ = ("FrameSampler",)
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+
+from ._frames import FrameGeometry
+from ._kernels import centred_rfft2
+
+_ERROR = 5e-4
+"""Interpolation error of a star, over its peak, that is aimed at."""
+
+_CHOICES = (
+    *((1.0, 4), (1.0, 6), (1.5, 4), (1.5, 5), (1.5, 6), (2.0, 4)),
+    *((2.0, 5), (2.5, 4), (2.0, 6), (3.0, 4), (3.0, 6)),
+)
+"""Refinements of the grid of transforms and numbers of taps to choose from."""
+
+_PHASE_BITS = 10
+"""Positions are rounded to this power of two of a fine pixel."""
+
+_PIECE = 1 << 15
+"""Pixels that are worked on at once, such that they stay in the cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sites:
+    """Where the pixels of an exposure are.
+
+    ``pixels`` are flat numbers of pixels of the exposure, ``x`` and ``y``
+    where their first tap is on the fine grid, and ``area`` their area in
+    latent pixels.
+    """
+
+    pixels: torch.Tensor
+    x: torch.Tensor
+    y: torch.Tensor
+    area: torch.Tensor
+
+
+class FrameSampler:
+    """Interpolate images on the latent grid at the pixels of exposures.
+
+    Parameters
+    ----------
+    frames : `FrameGeometry`
+        Where the pixels are.
+    frame_shape : `tuple` [ `int`, `int` ]
+        Shape (h, w) of the exposures.
+    psf : `torch.Tensor`, shape (T, k, k)
+        PSFs on the latent grid; they say what the images are like. Their type
+        and device are those of the images.
+
+    Notes
+    -----
+    Images have been convolved with a PSF, and so they hold little power at
+    high frequencies. Their transforms are padded with zeros to an
+    ``oversampling`` times finer grid, where ``n_taps`` x ``n_taps`` pixels
+    are enough. The weights of the taps are those with the smallest squared
+    error for the spectrum of the PSFs, position by position; the cheapest
+    combination that is accurate enough is taken. A correction for the roll-off of the kernel,
+    as in non-uniform Fourier transforms, has nothing left to gain from.
+    """
+
+    def __init__(self, frames: FrameGeometry, frame_shape: tuple[int, int], psf: torch.Tensor) -> None:
+        self.frames = frames
+        self.frame_shape = frame_shape
+        self.gains = [float(torch.linalg.det(frames.affine(t)).abs()) for t in range(frames.n_exposures)]
+        self.oversampling, self.n_taps, table = _choose_kernel(
+            _spectrum(psf), sum(self.gains) / len(self.gains)
+        )
+        self.table = table.to(psf)
+        self.padding = math.ceil(0.5 * self.n_taps / self.oversampling) + 1
+        self._sites = [self._locate(t, psf) for t in range(frames.n_exposures)]
+
+    def _locate(self, t: int, like: torch.Tensor) -> _Sites:
+        """Return where the pixels on the latent area are."""
+        inside = self.frames.covered(t, self.frame_shape).flatten()
+        pixels = torch.nonzero(inside).flatten()
+        area = self.frames.area(t, self.frame_shape).flatten()[pixels]
+        # The first of an even number of taps is below the position by half of them less one.
+        first = 0.5 * self.n_taps - 1.0
+        places = []
+        for position in self.frames.positions(t, self.frame_shape):
+            fine = (position.flatten()[pixels] + self.padding) * self.oversampling - first
+            places.append(torch.round(fine * (1 << _PHASE_BITS)).to(torch.int32).to(like.device))
+        return _Sites(pixels.to(torch.int32).to(like.device), places[0], places[1], area.to(like))
+
+    def _pieces(self, t: int, width: int) -> Any:
+        """Yield pixels of an exposure, with the first tap and the weights in x and y."""
+        sites = self._sites[t]
+        mask = (1 << _PHASE_BITS) - 1
+        for start in range(0, len(sites.pixels), _PIECE):
+            part = slice(start, start + _PIECE)
+            x, y = sites.x[part], sites.y[part]
+            base = (y >> _PHASE_BITS) * width + (x >> _PHASE_BITS)
+            phase_x, phase_y = x & mask, y & mask
+            weights_x = [row.index_select(0, phase_x) for row in self.table]
+            weights_y = [row.index_select(0, phase_y) for row in self.table]
+            yield sites.pixels[part], sites.area[part], base, weights_x, weights_y
+
+    def sample(self, fine: torch.Tensor, t: int) -> torch.Tensor:
+        """Return exposure ``t`` (h, w) of an image on the fine grid; zero off the latent area."""
+        width = fine.shape[-1]
+        flat = fine.reshape(-1)
+        result = flat.new_zeros(self.frame_shape[0] * self.frame_shape[1])
+        for pixels, area, base, weights_x, weights_y in self._pieces(t, width):
+            total = torch.zeros_like(area)
+            for j, weight_y in enumerate(weights_y):
+                row = torch.zeros_like(area)
+                for i, weight_x in enumerate(weights_x):
+                    row.addcmul_(flat[j * width + i :].index_select(0, base), weight_x)
+                total.addcmul_(row, weight_y)
+            result[pixels] = total.mul_(area)
+        return result.reshape(self.frame_shape)
+
+    def spread(self, data: torch.Tensor, t: int, shape: tuple[int, int]) -> torch.Tensor:
+        """Apply the adjoint of `sample`: return an image of ``shape`` on the fine grid."""
+        width = shape[1]
+        flat, values = data.new_zeros(shape[0] * width), data.reshape(-1)
+        for pixels, area, base, weights_x, weights_y in self._pieces(t, width):
+            value = values.index_select(0, pixels).mul_(area)
+            for j, weight_y in enumerate(weights_y):
+                row = value * weight_y
+                for i, weight_x in enumerate(weights_x):
+                    flat[j * width + i :].index_add_(0, base, row * weight_x)
+        return flat.reshape(shape)
+
+
+class Sample(torch.autograd.Function):
+    """`FrameSampler.sample`, with its adjoint as derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, fine: torch.Tensor, sampler: FrameSampler, t: int) -> torch.Tensor:  # type: ignore[override]
+        ctx.sampler, ctx.t, ctx.shape = sampler, t, fine.shape
+        return sampler.sample(fine, t)
+
+    @staticmethod
+    def backward(ctx: Any, data: torch.Tensor) -> Any:  # type: ignore[override]
+        return ctx.sampler.spread(data, ctx.t, ctx.shape), None, None
+
+
+def refine(transform: torch.Tensor, shape: tuple[int, int], fine: tuple[int, int]) -> torch.Tensor:
+    """Return images on a finer grid from transforms (..., n, m // 2 + 1) of ``shape``, even numbers."""
+    if shape == fine:
+        return torch.fft.irfft2(transform, s=shape, dim=(-2, -1))
+    rows, columns = shape[0] // 2, shape[1] // 2
+    padded = transform.new_zeros((*transform.shape[:-2], fine[0], columns))
+    padded[..., :rows, :] = transform[..., :rows, :columns]
+    padded[..., fine[0] - rows + 1 :, :] = transform[..., rows + 1 :, :columns]
+    scale = fine[0] * fine[1] / (shape[0] * shape[1])
+    return torch.fft.irfft(torch.fft.ifft(padded, dim=-2), n=fine[1], dim=-1) * scale
+
+
+def coarsen(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Apply the adjoint of `refine`: return the transform for a grid of ``shape``."""
+    fine = image.shape[-2:]
+    if fine == shape:
+        return torch.fft.rfft2(image, dim=(-2, -1))
+    rows, columns = shape[0] // 2, shape[1] // 2
+    seen = torch.fft.fft(torch.fft.rfft(image, dim=-1)[..., :columns], dim=-2)
+    result = seen.new_zeros((*seen.shape[:-2], shape[0], columns + 1))
+    result[..., :rows, :columns] = seen[..., :rows, :]
+    result[..., rows + 1 :, :columns] = seen[..., fine[0] - rows + 1 :, :]
+    return result
+
+
+def _spectrum(psf: torch.Tensor, n: int = 256) -> torch.Tensor:
+    """Return the largest amplitude of PSFs along the axes, at n / 2 + 1 frequencies."""
+    size = max(n, 2 * (psf.shape[-1] // 2 + 1))
+    transfer = centred_rfft2(psf.double().cpu(), (size, size)).abs()
+    along_x, along_y = transfer[:, 0, :], transfer[:, : size // 2 + 1, 0]
+    return torch.maximum(along_x, along_y).amax(dim=0)
+
+
+def _choose_kernel(spectrum: torch.Tensor, gain: float) -> tuple[float, int, torch.Tensor]:
+    """Return refinement, number of taps and weights (taps, phases) of the cheapest good kernel."""
+
+    def cost(choice: tuple[float, int]) -> float:
+        # Transforms there and back, and gathering and scattering taps, in equal units.
+        return choice[0] ** 2 + choice[1] ** 2 / gain
+
+    best: tuple[float, tuple[float, int]] | None = None
+    for choice in sorted(_CHOICES, key=cost):
+        error = _design(spectrum, *choice, 16)[1]
+        if best is None or error < best[0]:
+            best = error, choice
+        if error < _ERROR:
+            break
+    assert best is not None
+    return *best[1], _design(spectrum, *best[1], 1 << _PHASE_BITS)[0]
+
+
+def _design(
+    spectrum: torch.Tensor, oversampling: float, n_taps: int, n_phases: int
+) -> tuple[torch.Tensor, float]:
+    """Return the best weights (taps, phases) for a spectrum, and the largest error of a star."""
+    frequency = torch.linspace(0.0, 0.5 / oversampling, len(spectrum), dtype=torch.float64)
+    power = (spectrum**2 + 1e-8 * float(spectrum.max()) ** 2)[:, None, None]
+    phase = torch.arange(n_phases, dtype=torch.float64) / n_phases
+    # Relative to the first tap; see `FrameSampler._locate`.
+    taps = torch.arange(n_taps, dtype=torch.float64)
+    target = phase + 0.5 * n_taps - 1.0
+    angle = 2.0 * math.pi * frequency[:, None, None]
+    among = (power * torch.cos(angle * (taps[:, None] - taps))).sum(dim=0)
+    across = torch.stack([(power[:, 0] * torch.cos(angle[:, 0] * (tap - target))).sum(dim=0) for tap in taps])
+    among += 1e-12 * float(among[0, 0]) * torch.eye(n_taps, dtype=torch.float64)
+    weights = torch.linalg.solve(among, across)
+    if n_phases > 64:
+        return weights, math.nan
+    waves = torch.exp(1j * angle * (taps[:, None] - target))
+    error = ((waves * weights).sum(dim=1) - 1.0).abs()
+    return weights, float(((spectrum[:, None] * error).sum(dim=0) / spectrum.sum()).max())
