@@ -164,7 +164,7 @@ class NativeScene(Scene):
         planes[1] = 1.0
         for t, frame in enumerate(self.frames):
             h, w = frame.image.shape
-            planes[:, t, :h, :w] = frame.image, frame.sigma**2, frame.good
+            planes[0, t, :h, :w], planes[1, t], planes[2, t, :h, :w] = frame.image, frame.sigma**2, frame.good
         nodes = np.meshgrid(np.arange(0, width + _STEP, _STEP), np.arange(0, height + _STEP, _STEP))
         maps = [f.camera.to_latent(nodes[0] + f.origin[0], nodes[1] + f.origin[1]) for f in self.frames]
         geometry = FrameGeometry(
