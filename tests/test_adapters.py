@@ -25,7 +25,6 @@ from lsst.latent_coadds.adapters import (
     PixelMapping,
     UnknownMaskPlaneError,
     choose_cell_shape,
-    make_tiles,
     select_mask_planes,
 )
 from lsst.latent_coadds.repository import SkyMapGeometry, make_visit_image
@@ -154,17 +153,6 @@ def test_unknown_patches_are_named() -> None:
         PatchGrid.from_sky_map(sky_map, skymap="mock", tract=7, patch=0)
     with pytest.raises(PatchNotFoundError, match="no patch 99"):
         PatchGrid.from_sky_map(sky_map, skymap="mock", tract=0, patch=99)
-
-
-@pytest.mark.parametrize(("shape", "tile_size"), [((100, 100), 100), ((101, 333), 64), ((30, 40), 600)])
-def test_tiles_partition_the_box(shape: tuple[int, int], tile_size: int) -> None:
-    box = Box.from_shape(shape, start=(-7, 13))
-    count = np.zeros(shape, dtype=int)
-    for tile in make_tiles(box, tile_size):
-        assert max(tile.shape) <= tile_size
-        slices = tile.slice_within(box)
-        count[slices.y, slices.x] += 1
-    assert (count == 1).all()
 
 
 def test_cell_shape_divides_the_patch() -> None:

@@ -28,6 +28,7 @@ from lsst.latent_coadds.restoration import (
     psf_basis_degree,
     psf_basis_terms,
     psf_reach,
+    resident_memory,
     stream_windows,
 )
 
@@ -70,6 +71,15 @@ def test_tiles_shrink_when_memory_runs_out(error: Exception) -> None:
     assert [size for size, _ in shrunk] == [50]
 
 
+def test_crowded_tiles_are_divided_alone() -> None:
+    area, done = Window(0, 200, 0, 200), []
+    stream_windows(area, 100, done.append, smallest=10, fits=lambda w: w.y_start < 100 or max(w.shape) <= 25)
+    assert [w.shape for w in done[:2]] == [(100, 100)] * 2
+    assert [w.shape for w in done[2:]] == [(25, 25)] * 32
+    assert sorted(done) == sorted({*done})
+    assert sum(w.size for w in done) == area.size
+
+
 def test_other_errors_and_hopeless_ones_go_on() -> None:
     def fail(error: Exception) -> None:
         raise error
@@ -96,7 +106,7 @@ def test_tile_size_keeps_within_the_budget() -> None:
     for n_exposures in (1, 8, 33):
         size = choose_tile_size(1.5e9, n_exposures, 40, model)
         assert model.bytes((size + 80, size + 80), n_exposures) <= 1.5e9
-        assert model.bytes((size + 84, size + 84), n_exposures) > 1.5e9 or size == 2048
+        assert model.bytes((size + 84, size + 84), n_exposures) > 1.5e9 or size == 1024
         assert size <= previous
         previous = size
     assert choose_tile_size(0.0, 33, 40, model, smallest=96) == 96
@@ -122,6 +132,7 @@ def test_peak_memory_grows() -> None:
     block = np.ones(40_000_000)
     assert peak_memory() >= before
     assert peak_memory() >= block.nbytes
+    assert 0 < resident_memory() <= peak_memory()
 
 
 def test_reach_holds_the_light() -> None:

@@ -14,4 +14,6 @@ from ._exposure_reader import *
 from ._masks import *
 from ._patch_exposure import *
 from ._patch_grid import *
+from ._patch_psf import *
+from ._pixel_mapping import *
 from ._tile import *

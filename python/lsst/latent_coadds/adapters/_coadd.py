@@ -30,7 +30,8 @@ from lsst.images.cells import (
 from ._masks import COADD_MASK_SCHEMA
 from ._patch_exposure import PatchExposure
 from ._patch_grid import PatchGrid
-from ._tile import PatchPlanes, Tile, pad_kernels
+from ._patch_psf import pad_kernels
+from ._tile import PatchPlanes, Tile
 
 
 def choose_cell_shape(shape: Sequence[int], cell_size: int, smallest: int = 32) -> YX[int]:

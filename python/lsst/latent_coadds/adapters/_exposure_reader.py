@@ -19,10 +19,11 @@ import astropy.units as u
 import numpy as np
 
 from lsst.images import Box, DetectorFrame, SkyProjection, VisitImage
-from lsst.images.psfs import PointSpreadFunction
+from lsst.images.psfs import PiffWrapper, PointSpreadFunction
 
 from ._errors import BadInputError, InputProblem
 from ._masks import select_mask_planes
+from ._piff import draw_piff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +129,31 @@ class ExposureReader(ABC):
         BadInputError
             If there is no usable PSF at that position.
         """
+
+    def draw_psf_kernel(self, *, x: float, y: float, jacobian: np.ndarray, size: int) -> np.ndarray | None:
+        """Draw the PSF on another pixel grid, where the model can do so.
+
+        Parameters
+        ----------
+        x, y : `float`
+            Position on the detector.
+        jacobian : `numpy.ndarray`, (2, 2)
+            ``d(detector x, y) / d(x, y)`` of the grid to draw on.
+        size : `int`
+            Side of the kernel, odd.
+
+        Returns
+        -------
+        kernel : `numpy.ndarray`, (size, size), float64, or `None`
+            PSF, pixel response of the detector included; `None` where only
+            kernel images on the detector's own grid are to be had.
+
+        Raises
+        ------
+        BadInputError
+            If there is no usable PSF at that position.
+        """
+        return None
 
     @abstractmethod
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
@@ -266,13 +292,26 @@ class VisitImageReader(ExposureReader):
         try:
             kernel = psf.compute_kernel_image(x=x, y=y).array
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.NO_PSF,
-                f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
-                "fit the PSF again.",
-            ) from error
+            raise self._cannot_evaluate(x, y, error) from error
         return self._check_kernel(kernel)
+
+    def draw_psf_kernel(self, *, x: float, y: float, jacobian: np.ndarray, size: int) -> np.ndarray | None:
+        psf = self.psf
+        if not isinstance(psf, PiffWrapper):
+            return None
+        try:
+            kernel = draw_piff(psf, x, y, jacobian, size)
+        except Exception as error:
+            raise self._cannot_evaluate(x, y, error) from error
+        return None if kernel is None else self._check_kernel(kernel)
+
+    def _cannot_evaluate(self, x: float, y: float, error: Exception) -> BadInputError:
+        return BadInputError(
+            self.name,
+            InputProblem.NO_PSF,
+            f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
+            "fit the PSF again.",
+        )
 
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         exposure = self._read_exposure(bbox)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ("PatchExposure", "PixelMapping", "RegisteredExposure")
+__all__ = ("CutOut", "PatchExposure", "RegisteredExposure")
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,104 +18,12 @@ import torch
 
 from lsst.images import Box
 
-from ..restoration import lanczos_resample, resample_psf
+from ..restoration import lanczos_resample
 from ._errors import BadInputError, InputProblem
 from ._exposure_reader import DetectorPixels, ExposureReader
 from ._patch_grid import PatchGrid
-
-_GRID_STEP = 16
-"""Spacing, in pixels, of the positions where the WCSs are evaluated; bilinear
-interpolation between them is good to some 1e-4 px for wide-field cameras.
-"""
-
-
-class PixelMapping:
-    """Mapping from tract pixels to the pixels of a detector.
-
-    Parameters
-    ----------
-    patch : `PatchGrid`
-        Grid to map from.
-    reader : `ExposureReader`
-        Detector image to map to.
-    """
-
-    def __init__(self, patch: PatchGrid, reader: ExposureReader) -> None:
-        self._transform = patch.sky_projection.pixel_to_sky_transform.then(
-            reader.sky_projection.sky_to_pixel_transform, remember_components=False
-        )
-
-    def __call__(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map positions exactly.
-
-        Parameters
-        ----------
-        x, y : `numpy.ndarray`
-            Tract pixel coordinates.
-
-        Returns
-        -------
-        x, y : `numpy.ndarray`
-            Detector pixel coordinates.
-        """
-        mapped = self._transform.apply_forward(
-            x=np.asarray(x, dtype=np.float64), y=np.asarray(y, dtype=np.float64)
-        )
-        return np.asarray(mapped.x), np.asarray(mapped.y)
-
-    def inverse(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Map detector pixel coordinates to tract pixel coordinates."""
-        mapped = self._transform.apply_inverse(
-            x=np.asarray(x, dtype=np.float64), y=np.asarray(y, dtype=np.float64)
-        )
-        return np.asarray(mapped.x), np.asarray(mapped.y)
-
-    def grid(self, bbox: Box) -> tuple[np.ndarray, np.ndarray]:
-        """Map every pixel of a box, by interpolation between exact positions.
-
-        Parameters
-        ----------
-        bbox : `lsst.images.Box`
-            Tract pixels to map.
-
-        Returns
-        -------
-        x, y : `numpy.ndarray`, (H, W), float64
-            Detector pixel coordinates of the pixel centres.
-        """
-        nodes_x = _nodes(bbox.x.start, bbox.x.stop)
-        nodes_y = _nodes(bbox.y.start, bbox.y.stop)
-        node_x, node_y = self(*np.meshgrid(nodes_x, nodes_y))
-        to_rows = _interpolation_matrix(nodes_y, np.arange(bbox.y.start, bbox.y.stop))
-        to_columns = _interpolation_matrix(nodes_x, np.arange(bbox.x.start, bbox.x.stop))
-        return to_rows @ node_x @ to_columns.T, to_rows @ node_y @ to_columns.T
-
-    def jacobian(self, x: float, y: float, step: float = 1.0) -> np.ndarray:
-        """Return d(detector x, y) / d(tract x, y) at a position, (2, 2)."""
-        xs = np.array([x + step, x - step, x, x])
-        ys = np.array([y, y, y + step, y - step])
-        mapped_x, mapped_y = self(xs, ys)
-        return np.array(
-            [
-                [mapped_x[0] - mapped_x[1], mapped_x[2] - mapped_x[3]],
-                [mapped_y[0] - mapped_y[1], mapped_y[2] - mapped_y[3]],
-            ]
-        ) / (2 * step)
-
-
-def _nodes(start: int, stop: int) -> np.ndarray:
-    n_nodes = max(2, -(-(stop - start) // _GRID_STEP) + 1)
-    return np.linspace(start - 0.5, stop - 0.5, n_nodes)
-
-
-def _interpolation_matrix(nodes: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    spacing = nodes[1] - nodes[0]
-    index = np.clip(((positions - nodes[0]) / spacing).astype(int), 0, len(nodes) - 2)
-    fraction = (positions - nodes[index]) / spacing
-    matrix = np.zeros((len(positions), len(nodes)))
-    matrix[np.arange(len(positions)), index] = 1 - fraction
-    matrix[np.arange(len(positions)), index + 1] = fraction
-    return matrix
+from ._patch_psf import PatchPsf
+from ._pixel_mapping import PixelMapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +53,31 @@ class RegisteredExposure:
     pixel_variance_ratio: float
 
 
+@dataclasses.dataclass(frozen=True)
+class CutOut:
+    """The pixels of a detector image that a part of the patch needs.
+
+    Attributes
+    ----------
+    pixels : `DetectorPixels`
+        The pixels as they are.
+    area : `float`
+        Mean area in detector pixels of a pixel of the patch.
+    covered, good, saturated, cosmic_ray : `numpy.ndarray` [`bool`], (H, W)
+        Planes on the patch's grid: whether the detector reaches there, and
+        flags of the nearest detector pixel.
+    """
+
+    pixels: DetectorPixels
+    area: float
+    covered: np.ndarray
+    good: np.ndarray
+    saturated: np.ndarray
+    cosmic_ray: np.ndarray
+
+
 class PatchExposure:
-    """A detector image, made ready to be registered to a patch.
+    """A detector image, made ready for the restoration of a patch.
 
     Parameters
     ----------
@@ -183,6 +114,7 @@ class PatchExposure:
     ) -> None:
         self.reader = reader
         self.mapping = PixelMapping(patch, reader)
+        self.psf = PatchPsf(reader, self.mapping, order)
         self._planes = (tuple(bad), tuple(saturated))
         self._order = order
         self._cached: DetectorPixels | None = None
@@ -202,7 +134,7 @@ class PatchExposure:
             )
         return self._detector_box(x, y)
 
-    def _detector_box(self, x: np.ndarray, y: np.ndarray) -> Box | None:
+    def _detector_box(self, x: np.ndarray, y: np.ndarray, pad: int | None = None) -> Box | None:
         limits = self.reader.bbox
         inside = (
             (x > limits.x.start - 0.5)
@@ -212,7 +144,7 @@ class PatchExposure:
         )
         if not inside.any():
             return None
-        pad = self._order + 1
+        pad = self._order + 1 if pad is None else pad
         x0, x1 = int(np.floor(x[inside].min())) - pad, int(np.ceil(x[inside].max())) + pad + 1
         y0, y1 = int(np.floor(y[inside].min())) - pad, int(np.ceil(y[inside].max())) + pad + 1
         return Box.factory[
@@ -270,6 +202,53 @@ class PatchExposure:
         """Forget the pixels; they are read again where needed."""
         self._cached = None
 
+    def reach(self, bbox: Box, n: int = 17) -> Box | None:
+        """Return the same as `find_box`, roughly and at little cost."""
+        x = np.linspace(bbox.x.start - 0.5, bbox.x.stop - 0.5, n)
+        y = np.linspace(bbox.y.start - 0.5, bbox.y.stop - 0.5, n)
+        spacing = max(bbox.x.size, bbox.y.size) // (n - 1)
+        return self._detector_box(*self.mapping(*np.meshgrid(x, y)), pad=spacing)
+
+    def find_box(self, bbox: Box) -> Box | None:
+        """Return the detector pixels on a part of the tract, or `None`."""
+        return self._detector_box(*self.mapping.grid(bbox), pad=1)
+
+    def _read(self, needed: Box) -> DetectorPixels:
+        if self._cached is not None and self._cached.bbox.contains(needed):
+            return self._cached[needed]
+        return self.reader.read(needed, *self._planes)
+
+    def cut_out(self, bbox: Box) -> CutOut | None:
+        """Take the pixels that lie on a part of the tract as they are.
+
+        Parameters
+        ----------
+        bbox : `lsst.images.Box`
+            Tract pixels.
+
+        Returns
+        -------
+        cut_out : `CutOut` or `None`
+            The pixels, or `None` if the detector does not reach there.
+        """
+        x, y = self.mapping.grid(bbox)
+        needed = self._detector_box(x, y, pad=1)
+        if needed is None:
+            return None
+        pixels = self._read(needed)
+        limits = self.reader.bbox
+        covered = (x > limits.x.start - 0.5) & (x < limits.x.stop - 0.5)
+        covered &= (y > limits.y.start - 0.5) & (y < limits.y.stop - 0.5)
+        nearest = _nearest(x - needed.x.start, y - needed.y.start, pixels.image.shape)
+        return CutOut(
+            pixels=pixels,
+            area=float(_area(x, y).mean()),
+            covered=covered,
+            good=pixels.good[nearest] & covered,
+            saturated=pixels.saturated[nearest] & covered,
+            cosmic_ray=pixels.cosmic_ray[nearest] & covered,
+        )
+
     def register(self, bbox: Box) -> RegisteredExposure | None:
         """Interpolate the image onto a part of the tract's pixel grid.
 
@@ -287,10 +266,7 @@ class PatchExposure:
         needed = self._detector_box(x, y)
         if needed is None or self.bbox is None:
             return None
-        if self._cached is not None and self._cached.bbox.contains(needed):
-            pixels = self._cached[needed]
-        else:
-            pixels = self.reader.read(needed, *self._planes)
+        pixels = self._read(needed)
         x -= needed.x.start
         y -= needed.y.start
         resampled = lanczos_resample(
@@ -302,8 +278,7 @@ class PatchExposure:
             torch.from_numpy(_area(x, y)).to(torch.float32),
             order=self._order,
         )
-        height, width = pixels.image.shape
-        nearest = np.rint(y).astype(int).clip(0, height - 1), np.rint(x).astype(int).clip(0, width - 1)
+        nearest = _nearest(x, y, pixels.image.shape)
         covered = resampled.covered.numpy()
         ratio = resampled.pixel_variance_ratio[resampled.good]
         return RegisteredExposure(
@@ -317,43 +292,12 @@ class PatchExposure:
         )
 
     def psf_kernel(self, x: float, y: float, size: int | None = None) -> np.ndarray:
-        """Evaluate the PSF on the tract's pixel grid.
+        """Evaluate the PSF on the tract's pixel grid; see `PatchPsf.kernel`."""
+        return self.psf.kernel(x, y, size)
 
-        Parameters
-        ----------
-        x, y : `float`
-            Position in tract pixels; outside of the detector, the nearest
-            position on it is taken.
-        size : `int`, optional
-            Side of the kernel, odd. By default it holds the detector's
-            kernel.
 
-        Returns
-        -------
-        kernel : `numpy.ndarray`, (size, size), float64
-            PSF with a sum of one.
-        """
-        box = self.reader.bbox
-        detector_x, detector_y = self.mapping(np.array([x]), np.array([y]))
-        detector_x = np.clip(detector_x, box.x.min, box.x.max)
-        detector_y = np.clip(detector_y, box.y.min, box.y.max)
-        kernel = self.reader.compute_psf_kernel(x=float(detector_x[0]), y=float(detector_y[0]))
-        on_tract_x, on_tract_y = self.mapping.inverse(detector_x, detector_y)
-        jacobian = self.mapping.jacobian(float(on_tract_x[0]), float(on_tract_y[0]))
-        if size is None:
-            scale = np.sqrt(abs(np.linalg.det(jacobian)))
-            size = 2 * int(np.ceil((max(kernel.shape) // 2) / scale)) + 1
-        try:
-            resampled = resample_psf(
-                torch.from_numpy(kernel), torch.from_numpy(jacobian), size, order=self._order
-            )
-        except ValueError as error:
-            raise BadInputError(
-                self.reader.name,
-                InputProblem.NO_PSF,
-                f"Its PSF cannot be carried to the patch at x={x:.1f}, y={y:.1f} ({error}); fit it again.",
-            ) from error
-        return resampled.numpy()
+def _nearest(x: np.ndarray, y: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    return np.rint(y).astype(int).clip(0, shape[0] - 1), np.rint(x).astype(int).clip(0, shape[1] - 1)
 
 
 def _area(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -8,13 +8,16 @@
 
 from __future__ import annotations
 
-__all__ = ("PatchGrid",)
+__all__ = ("PatchGrid", "parse_oversampling")
 
 import dataclasses
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Self
 
-from lsst.images import YX, Box, SkyProjection, TractFrame
+import numpy as np
+
+from lsst.images import YX, Box, SkyFrame, SkyProjection, TractFrame, Transform
 
 from ..repository import SkyMapGeometry
 from ._errors import PatchNotFoundError
@@ -37,6 +40,8 @@ class PatchGrid:
         neighbours, in tract pixels.
     sky_projection : `lsst.images.SkyProjection`
         Mapping from tract pixels to the sky.
+    oversampling : `fractions.Fraction`, optional
+        How many pixels lie along one of the sky map's own.
     """
 
     skymap: str
@@ -46,6 +51,7 @@ class PatchGrid:
     inner_bbox: Box
     outer_bbox: Box
     sky_projection: SkyProjection[TractFrame]
+    oversampling: Fraction = Fraction(1)
 
     @classmethod
     def from_sky_map(cls, sky_map: Mapping[str, Any], *, skymap: str, tract: int, patch: int) -> Self:
@@ -92,3 +98,80 @@ class PatchGrid:
             outer_bbox=found.outer_bbox,
             sky_projection=tracts[tract].sky_projection(skymap=skymap, tract=tract),
         )
+
+    def refined(self, factor: Fraction) -> PatchGrid:
+        """Return the same patch on a finer grid.
+
+        Parameters
+        ----------
+        factor : `fractions.Fraction`
+            How many fine pixels lie along one of this grid's.
+
+        Returns
+        -------
+        grid : `PatchGrid`
+            The grid whose pixel ``factor * (p + 0.5) - 0.5`` has the centre
+            of pixel ``p``. All patches of a tract get one common grid.
+
+        Raises
+        ------
+        ValueError
+            If the patch's edges do not lie on edges of the finer pixels.
+        """
+        if factor == 1:
+            return self
+        projection = self.sky_projection
+        frame = projection.pixel_frame
+        fine = TractFrame(skymap=frame.skymap, tract=frame.tract, bbox=_scale_outwards(frame.bbox, factor))
+        shift = float((1 / factor - 1) / 2)
+        matrix = np.array([[float(1 / factor), 0.0, shift], [0.0, float(1 / factor), shift], [0.0, 0.0, 1.0]])
+        to_coarse = Transform.affine(fine, frame, matrix)
+
+        def refine(transform: Transform[TractFrame, SkyFrame]) -> Transform[TractFrame, SkyFrame]:
+            return to_coarse.then(transform, remember_components=False)
+
+        approximation = projection.fits_approximation
+        return dataclasses.replace(
+            self,
+            inner_bbox=self._scale(self.inner_bbox, factor),
+            outer_bbox=self._scale(self.outer_bbox, factor),
+            sky_projection=SkyProjection(
+                refine(projection.pixel_to_sky_transform),
+                refine(approximation.pixel_to_sky_transform) if approximation is not None else None,
+            ),
+            oversampling=self.oversampling * factor,
+        )
+
+    def _scale(self, box: Box, factor: Fraction) -> Box:
+        edges = [factor * edge for edge in (box.y.start, box.y.stop, box.x.start, box.x.stop)]
+        if any(edge.denominator != 1 for edge in edges):
+            raise ValueError(
+                f"Oversampling by {factor} does not fit patch {self.patch} of tract {self.tract}, whose box "
+                f"is {box}: its edges would not lie between pixels. Take an oversampling that makes them "
+                "integers, such as 2."
+            )
+        y0, y1, x0, x1 = (int(edge) for edge in edges)
+        return Box.factory[y0:y1, x0:x1]
+
+
+def _scale_outwards(box: Box, factor: Fraction) -> Box:
+    y0, x0 = (int(factor * interval.start // 1) for interval in (box.y, box.x))
+    y1, x1 = (-int(-factor * interval.stop // 1) for interval in (box.y, box.x))
+    return Box.factory[y0:y1, x0:x1]
+
+
+def parse_oversampling(text: str) -> Fraction:
+    """Return the oversampling that a text such as ``3/2`` stands for.
+
+    Raises
+    ------
+    ValueError
+        If it is not a fraction from 1 to 4.
+    """
+    try:
+        factor = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is no fraction; write the oversampling as '1', '3/2' or '2'.") from None
+    if not 1 <= factor <= 4:
+        raise ValueError(f"An oversampling lies between 1 and 4, not at {text}.")
+    return factor

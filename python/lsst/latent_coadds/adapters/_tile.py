@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ("PatchPlanes", "Tile", "make_tiles", "stack_tile")
+__all__ = ("PatchPlanes", "Tile", "stack_tile", "to_box", "to_window")
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,8 +18,12 @@ import torch
 
 from lsst.images import Box
 
-from ..restoration import ExposureStack
+from ..restoration import ExposureStack, FrameGeometry, NoGoodPixelsError, Window
 from ._patch_exposure import PatchExposure
+from ._patch_psf import pad_kernels
+
+_NODE_STEP = 16
+"""Spacing of the nodes of native mappings, in detector pixels."""
 
 
 @dataclasses.dataclass
@@ -60,14 +64,14 @@ class PatchPlanes:
 
 @dataclasses.dataclass(frozen=True)
 class Tile:
-    """Exposures registered to a part of a patch.
+    """Exposures of a part of a patch.
 
     Attributes
     ----------
     inner : `lsst.images.Box`
         Pixels that the tile is to fill.
     outer : `lsst.images.Box`
-        ``inner`` and a halo around it: the grid of the stack.
+        ``inner`` and a halo around it: the grid of the latent image.
     stack : `lsst.latent_coadds.restoration.ExposureStack`
         The exposures.
     members : `tuple` [`int`]
@@ -82,7 +86,11 @@ class Tile:
         Inverse of the exposure's median variance where it is good, in nJy⁻².
         One number per exposure, so that it does not depend on the sources.
     pixel_variance_ratio : `tuple` [`float`]
-        See `RegisteredExposure`, for each exposure.
+        See `RegisteredExposure`, for each exposure; one for pixels that were
+        not interpolated.
+    psf_error : `tuple` [`float`]
+        Largest error of each exposure's PSF as a polynomial of position, in
+        units of its peak.
     """
 
     inner: Box
@@ -96,34 +104,48 @@ class Tile:
     good: np.ndarray
     weight: np.ndarray
     pixel_variance_ratio: tuple[float, ...]
+    psf_error: tuple[float, ...]
 
 
-def make_tiles(bbox: Box, tile_size: int) -> list[Box]:
-    """Divide a box into tiles of nearly equal size.
-
-    Parameters
-    ----------
-    bbox : `lsst.images.Box`
-        What to divide.
-    tile_size : `int`
-        Largest side of a tile.
-
-    Returns
-    -------
-    tiles : `list` [`lsst.images.Box`]
-        Tiles that cover the box without overlap, row by row.
-    """
-    edges_y = np.linspace(bbox.y.start, bbox.y.stop, -(-bbox.y.size // tile_size) + 1).round().astype(int)
-    edges_x = np.linspace(bbox.x.start, bbox.x.stop, -(-bbox.x.size // tile_size) + 1).round().astype(int)
-    return [
-        Box.factory[int(y0) : int(y1), int(x0) : int(x1)]
-        for y0, y1 in zip(edges_y[:-1], edges_y[1:], strict=True)
-        for x0, x1 in zip(edges_x[:-1], edges_x[1:], strict=True)
-    ]
+def to_box(window: Window) -> Box:
+    """Return a window as a box."""
+    return Box.factory[window.y_start : window.y_stop, window.x_start : window.x_stop]
 
 
-def stack_tile(exposures: Sequence[PatchExposure], inner: Box, halo: int, edge_width: int = 5) -> Tile | None:
-    """Register the exposures to a tile.
+def to_window(box: Box) -> Window:
+    """Return a box as a window."""
+    return Window(box.y.start, box.y.stop, box.x.start, box.x.stop)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+    """One exposure on a tile, whichever way it takes part."""
+
+    member: int
+    image: torch.Tensor
+    variance: torch.Tensor
+    usable: torch.Tensor
+    start: tuple[int, int]
+    covered: np.ndarray
+    good: np.ndarray
+    saturated: np.ndarray
+    cosmic_ray: np.ndarray
+    typical_variance: float
+    pixel_variance_ratio: float
+    psf: np.ndarray
+    psf_error: float
+
+
+def stack_tile(
+    exposures: Sequence[PatchExposure],
+    inner: Box,
+    halo: int,
+    *,
+    native: bool = False,
+    psf_degree: int = 2,
+    edge_width: int = 5,
+) -> Tile | None:
+    """Bring the exposures of a tile together.
 
     Parameters
     ----------
@@ -133,6 +155,11 @@ def stack_tile(exposures: Sequence[PatchExposure], inner: Box, halo: int, edge_w
         Pixels that the tile is to fill.
     halo : `int`
         Width of the surrounding pixels that take part in the restoration.
+    native : `bool`, optional
+        Whether exposures keep their own pixels, or are interpolated onto the
+        grid of the patch.
+    psf_degree : `int`, optional
+        Largest degree of the polynomials that stand for a PSF that varies.
     edge_width : `int`, optional
         Width of the band along a detector's edge that counts as its edge.
 
@@ -142,62 +169,126 @@ def stack_tile(exposures: Sequence[PatchExposure], inner: Box, halo: int, edge_w
         The stack, or `None` where no exposure has a good pixel.
     """
     outer = inner.padded(halo)
-    members, registered, kernels = [], [], []
-    for index, exposure in enumerate(exposures):
-        piece = exposure.register(outer)
-        if piece is None or not bool(piece.good.any()):
-            continue
-        rows, columns = np.nonzero(piece.covered.numpy())
-        kernels.append(
-            exposure.psf_kernel(outer.x.start + float(columns.mean()), outer.y.start + float(rows.mean()))
-        )
-        members.append(index)
-        registered.append(piece)
-    if not members:
+    take = _cut_out if native else _register
+    pieces = []
+    for member, exposure in enumerate(exposures):
+        piece = take(member, exposure, outer, psf_degree)
+        if piece is not None:
+            pieces.append(piece)
+    if not pieces:
         return None
-    stack = ExposureStack(
-        torch.stack([piece.image for piece in registered]),
-        torch.stack([piece.variance for piece in registered]),
-        torch.stack([piece.good for piece in registered]),
-        torch.from_numpy(pad_kernels(kernels)).to(torch.float32),
-        names=tuple(exposures[index].reader.name for index in members),
-    )
-    covered = torch.stack([piece.covered for piece in registered])
+    try:
+        stack = _make_stack(pieces, exposures, outer, native)
+    except NoGoodPixelsError:
+        return None
+    covered = np.stack([piece.covered for piece in pieces])
     cut = inner.slice_within(outer)
-    good = stack.good[:, cut.y, cut.x]
-    typical = torch.stack([piece.variance[piece.good].median() for piece in registered])
-    weight = good.to(torch.float32) / typical[:, None, None]
+    good = np.stack([piece.good[cut.y, cut.x] for piece in pieces])
+    typical = np.array([piece.typical_variance for piece in pieces], dtype=np.float32)
     return Tile(
         inner=inner,
         outer=outer,
         stack=stack,
-        members=tuple(members),
-        covered=covered[:, cut.y, cut.x].numpy(),
-        saturated=_cut(registered, "saturated", cut),
-        cosmic_ray=_cut(registered, "cosmic_ray", cut),
-        sensor_edge=_sensor_edge(covered, edge_width)[cut.y, cut.x].numpy(),
-        good=good.numpy(),
-        weight=weight.numpy(),
-        pixel_variance_ratio=tuple(piece.pixel_variance_ratio for piece in registered),
+        members=tuple(piece.member for piece in pieces),
+        covered=covered[:, cut.y, cut.x],
+        saturated=np.stack([piece.saturated[cut.y, cut.x] for piece in pieces]),
+        cosmic_ray=np.stack([piece.cosmic_ray[cut.y, cut.x] for piece in pieces]),
+        sensor_edge=_sensor_edge(covered, edge_width)[cut.y, cut.x],
+        good=good,
+        weight=good / typical[:, None, None],
+        pixel_variance_ratio=tuple(piece.pixel_variance_ratio for piece in pieces),
+        psf_error=tuple(piece.psf_error for piece in pieces),
     )
 
 
-def pad_kernels(kernels: Sequence[np.ndarray]) -> np.ndarray:
-    """Pad kernels with odd sides to a common side, (T, k, k)."""
-    size = max(max(kernel.shape) for kernel in kernels)
-    padded = np.zeros((len(kernels), size, size))
-    for index, kernel in enumerate(kernels):
-        y0, x0 = (size - kernel.shape[0]) // 2, (size - kernel.shape[1]) // 2
-        padded[index, y0 : y0 + kernel.shape[0], x0 : x0 + kernel.shape[1]] = kernel
-    return padded
+def _register(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _Piece | None:
+    """Interpolate an exposure onto the grid of a tile."""
+    found = exposure.register(outer)
+    if found is None or not bool(found.good.any()):
+        return None
+    box = exposure.find_box(outer)
+    assert box is not None, "A detector that was registered reaches the tile."
+    psf, psf_error = exposure.psf.basis(outer, box, degree=degree)
+    return _Piece(
+        member=member,
+        image=found.image,
+        variance=found.variance,
+        usable=found.good,
+        start=(outer.y.start, outer.x.start),
+        covered=found.covered.numpy(),
+        good=found.good.numpy(),
+        saturated=found.saturated.numpy(),
+        cosmic_ray=found.cosmic_ray.numpy(),
+        typical_variance=float(found.variance[found.good].median()),
+        pixel_variance_ratio=found.pixel_variance_ratio,
+        psf=psf,
+        psf_error=psf_error,
+    )
 
 
-def _cut(registered: Sequence, plane: str, cut: Sequence[slice]) -> np.ndarray:
-    return np.stack([getattr(piece, plane)[cut[0], cut[1]].numpy() for piece in registered])
+def _cut_out(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _Piece | None:
+    """Take an exposure's own pixels on a tile."""
+    found = exposure.cut_out(outer)
+    if found is None or not found.pixels.good.any() or not found.good.any():
+        return None
+    pixels = found.pixels
+    psf, psf_error = exposure.psf.basis(outer, pixels.bbox, degree=degree)
+    return _Piece(
+        member=member,
+        image=torch.from_numpy(pixels.image.copy()),
+        variance=torch.from_numpy(pixels.variance.copy()),
+        usable=torch.from_numpy(pixels.good.copy()),
+        start=(pixels.bbox.y.start, pixels.bbox.x.start),
+        covered=found.covered,
+        good=found.good,
+        saturated=found.saturated,
+        cosmic_ray=found.cosmic_ray,
+        # A pixel of the patch holds this many of the detector's.
+        typical_variance=float(np.median(pixels.variance[pixels.good])) * found.area,
+        pixel_variance_ratio=1.0,
+        psf=psf,
+        psf_error=psf_error,
+    )
 
 
-def _sensor_edge(covered: torch.Tensor, width: int) -> torch.Tensor:
+def _make_stack(
+    pieces: Sequence[_Piece], exposures: Sequence[PatchExposure], outer: Box, native: bool
+) -> ExposureStack:
+    names = tuple(exposures[piece.member].reader.name for piece in pieces)
+    psf = torch.from_numpy(_stack_bases([piece.psf for piece in pieces])).to(torch.float32)
+    if not native:
+        image, variance, usable = (
+            torch.stack([getattr(piece, name) for piece in pieces])
+            for name in ("image", "variance", "usable")
+        )
+        return ExposureStack(image, variance, usable, psf, names=names)
+    height, width = (max(piece.image.shape[axis] for piece in pieces) for axis in (0, 1))
+    image, variance = torch.zeros((len(pieces), height, width)), torch.ones((len(pieces), height, width))
+    usable = torch.zeros((len(pieces), height, width), dtype=torch.bool)
+    nodes = []
+    for t, piece in enumerate(pieces):
+        h, w = piece.image.shape
+        image[t, :h, :w], variance[t, :h, :w], usable[t, :h, :w] = piece.image, piece.variance, piece.usable
+        box = Box.from_shape((h, w), start=piece.start)
+        x, y = exposures[piece.member].mapping.nodes(box, (height, width), _NODE_STEP)
+        nodes.append((x - outer.x.start, y - outer.y.start))
+    node_x, node_y = (np.stack(coordinate) for coordinate in zip(*nodes, strict=True))
+    frames = FrameGeometry((outer.y.size, outer.x.size), node_x, node_y, _NODE_STEP)
+    return ExposureStack(image, variance, usable, psf, names=names, frames=frames)
+
+
+def _stack_bases(bases: Sequence[np.ndarray]) -> np.ndarray:
+    """Pad bases to common sizes, (T, J, k, k), or (T, k, k) if all are constant."""
+    n_basis = max(len(basis) for basis in bases)
+    padded = pad_kernels([np.concatenate([b, np.zeros((n_basis - len(b), *b.shape[1:]))]) for b in bases])
+    return padded[:, 0] if n_basis == 1 else padded
+
+
+def _sensor_edge(covered: np.ndarray, width: int) -> np.ndarray:
     """Return pixels within ``width`` of the end of an exposure's cover."""
-    missing = (~covered).to(torch.float32)[:, None]
-    near = torch.nn.functional.max_pool2d(missing, 2 * width + 1, 1, width)[:, 0] > 0
-    return (near & covered).any(dim=0)
+    edge = np.zeros(covered.shape[1:], dtype=bool)
+    for plane in covered:
+        missing = torch.from_numpy(~plane).to(torch.float32)[None, None]
+        near = torch.nn.functional.max_pool2d(missing, 2 * width + 1, 1, width)[0, 0] > 0
+        edge |= near.numpy() & plane
+    return edge

@@ -14,6 +14,7 @@ from ._fidelity import *
 from ._frames import *
 from ._imagemm import *
 from ._kernels import *
+from ._memory import *
 from ._operators import *
 from ._psf_basis import *
 from ._resample import *

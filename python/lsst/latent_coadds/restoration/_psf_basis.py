@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-__all__ = ("evaluate_psf_basis", "fit_psf_basis", "psf_basis_degree", "psf_basis_terms")
+__all__ = ("evaluate_psf_basis", "fit_psf_basis", "psf_basis_degree", "psf_basis_terms", "psf_reach")
 
 import numpy as np
+import torch
 
 
 def psf_basis_terms(u: np.ndarray, v: np.ndarray, degree: int) -> np.ndarray:
@@ -101,3 +102,28 @@ def fit_psf_basis(
         if error <= tolerance:
             break
     return basis, error
+
+
+def psf_reach(psf: torch.Tensor, fraction: float = 0.01) -> int:
+    """Return how far PSFs carry light that matters.
+
+    Parameters
+    ----------
+    psf : `torch.Tensor`, shape (..., k, k)
+        PSFs that sum to one.
+    fraction : `float`, optional
+        Part of the light that may lie outside.
+
+    Returns
+    -------
+    reach : `int`
+        Half the side of the square that holds all but ``fraction`` of the
+        light of every PSF.
+    """
+    half = psf.shape[-1] // 2
+    stamps = psf.reshape(-1, *psf.shape[-2:]).double()
+    for reach in range(half):
+        inner = stamps[:, half - reach : half + reach + 1, half - reach : half + reach + 1]
+        if bool((inner.sum(dim=(1, 2)) >= (1.0 - fraction) * stamps.sum(dim=(1, 2))).all()):
+            return reach
+    return half

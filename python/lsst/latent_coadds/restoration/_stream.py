@@ -6,33 +6,22 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Large images in bounded memory: tiles, their size, and what is left."""
+"""Large images, tile by tile, and how long the rest will take."""
 
 from __future__ import annotations
 
-__all__ = (
-    "MemoryModel",
-    "RemainingTime",
-    "Window",
-    "choose_tile_size",
-    "estimate_memory",
-    "is_out_of_memory",
-    "peak_memory",
-    "psf_reach",
-    "stream_windows",
-)
+__all__ = ("RemainingTime", "Window", "stream_windows")
 
 import dataclasses
 import gc
 import math
-import resource
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from ._memory import is_out_of_memory
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -97,135 +86,6 @@ def _edges(length: int, largest: int) -> list[int]:
     return [round(length * i / n) for i in range(n + 1)]
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryModel:
-    """What restoring a stack takes at its peak, stack included.
-
-    Attributes
-    ----------
-    per_exposure_pixel : `float`
-        Bytes for each pixel of each exposure.
-    per_pixel : `float`
-        Bytes for each pixel of the latent image.
-    fixed : `float`
-        Bytes besides.
-    """
-
-    per_exposure_pixel: float
-    per_pixel: float
-    fixed: float = 3e8
-
-    def bytes(self, shape: tuple[int, int], n_exposures: int) -> float:
-        """Return the peak for a latent image of a shape."""
-        pixels = shape[0] * shape[1]
-        return self.fixed + pixels * (self.per_pixel + self.per_exposure_pixel * n_exposures)
-
-
-_MEMORY = {
-    "direct": MemoryModel(40.0, 100.0),
-    "imagemm": MemoryModel(60.0, 400.0),
-    "astroclearnet": MemoryModel(90.0, 1500.0),
-    "combined": MemoryModel(90.0, 1500.0),
-}
-
-
-def estimate_memory(method: str) -> MemoryModel:
-    """Return what a restorer takes; an unknown one counts as the greediest.
-
-    Parameters
-    ----------
-    method : `str`
-        Name of the restorer.
-
-    Returns
-    -------
-    model : `MemoryModel`
-        Measured on the CPU in float32, with a tenth to spare.
-    """
-    return _MEMORY.get(method, _MEMORY["combined"])
-
-
-def choose_tile_size(
-    budget: float, n_exposures: int, halo: int, model: MemoryModel, *, smallest: int = 64, largest: int = 2048
-) -> int:
-    """Return the largest side of a tile that fits in memory.
-
-    Parameters
-    ----------
-    budget : `float`
-        Bytes that a tile may take.
-    n_exposures : `int`
-        Number of exposures that reach a tile.
-    halo : `int`
-        Pixels around a tile that take part in its restoration.
-    model : `MemoryModel`
-        What the restorer takes.
-    smallest, largest : `int`, optional
-        Limits of the result. The smallest is returned where nothing fits.
-
-    Returns
-    -------
-    tile_size : `int`
-        Side of the tile, without the halo.
-    """
-    pixels = (budget - model.fixed) / (model.per_pixel + model.per_exposure_pixel * max(1, n_exposures))
-    side = math.isqrt(max(0, int(pixels))) - 2 * halo
-    return max(smallest, min(largest, side))
-
-
-def psf_reach(psf: torch.Tensor, fraction: float = 0.01) -> int:
-    """Return how far PSFs carry light that matters.
-
-    Parameters
-    ----------
-    psf : `torch.Tensor`, shape (..., k, k)
-        PSFs that sum to one.
-    fraction : `float`, optional
-        Part of the light that may lie outside.
-
-    Returns
-    -------
-    reach : `int`
-        Half the side of the square that holds all but ``fraction`` of the
-        light of every PSF.
-    """
-    half = psf.shape[-1] // 2
-    stamps = psf.reshape(-1, *psf.shape[-2:]).double()
-    for reach in range(half):
-        inner = stamps[:, half - reach : half + reach + 1, half - reach : half + reach + 1]
-        if bool((inner.sum(dim=(1, 2)) >= (1.0 - fraction) * stamps.sum(dim=(1, 2))).all()):
-            return reach
-    return half
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that memory has run out.
-
-    Parameters
-    ----------
-    error : `BaseException`
-        What was raised. On the CPU torch raises a plain `RuntimeError`.
-    """
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "not enough memory" in text or "out of memory" in text
-    )
-
-
-def peak_memory() -> float:
-    """Return the largest resident memory of this process so far, in bytes."""
-    try:
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024.0 * int(line.split()[1])
-    except OSError:
-        pass
-    # Kibibytes everywhere but on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
-
-
 class RemainingTime:
     """Estimate of the time that is left, from the work that is done.
 
@@ -278,6 +138,7 @@ def stream_windows(
     work: Callable[[Window], None],
     *,
     smallest: int = 64,
+    fits: Callable[[Window], bool] | None = None,
     on_shrink: Callable[[int, str], None] | None = None,
 ) -> int:
     """Work on a large area tile by tile, with smaller tiles where memory ends.
@@ -293,6 +154,9 @@ def stream_windows(
         out, because the tile is then divided and its parts are worked on.
     smallest : `int`, optional
         A tile that is no larger is not divided; the error goes on.
+    fits : `~collections.abc.Callable`, optional
+        Says whether a tile is expected to fit in memory. One that is not is
+        divided, and the others are left as they are.
     on_shrink : `~collections.abc.Callable`, optional
         Called with the new tile size and the error's message.
 
@@ -309,6 +173,9 @@ def stream_windows(
     waiting = deque(area.split(tile_size))
     while waiting:
         window = waiting.popleft()
+        if fits is not None and max(window.shape) > smallest and not fits(window):
+            waiting.extendleft(reversed(window.split(-(-max(window.shape) // 2))))
+            continue
         message = _try(work, window, can_divide=max(window.shape) > smallest)
         if message is None:
             continue

@@ -10,6 +10,10 @@
 
 from ._build_latent_coadd import *
 from ._config import *
+from ._fill import *
 from ._metrics import *
+from ._patch_settings import *
 from ._restore_patch import *
 from ._restorers import *
+from ._tile_plan import *
+from ._train import *

@@ -26,7 +26,7 @@ from lsst.pipe.base import (
     QuantumContext,
     Struct,
 )
-from lsst.utils.logging import PeriodicLogger
+from lsst.utils.logging import LsstLogAdapter, PeriodicLogger
 from lsst.utils.timer import timeMethod
 
 from ..adapters import (
@@ -37,10 +37,27 @@ from ..adapters import (
     VisitImageReader,
     make_cell_coadd,
     make_n_image,
+    parse_oversampling,
 )
 from ._config import BuildLatentCoaddConfig
 from ._metrics import MetricsRecorder
-from ._restore_patch import RestorePatchSettings, prepare_exposures, restore_patch
+from ._patch_settings import RestorePatchSettings
+from ._restore_patch import prepare_exposures, restore_patch
+from ._tile_plan import choose_halo
+
+
+class _LogReporter:
+    """Reports progress now and then, and warnings at once."""
+
+    def __init__(self, log: LsstLogAdapter) -> None:
+        self._log = log
+        self._periodic = PeriodicLogger(log, interval=10.0)
+
+    def progress(self, line: str) -> None:
+        self._periodic.log("%s", line)
+
+    def warn(self, line: str) -> None:
+        self._log.warning("%s", line)
 
 
 class BuildLatentCoaddTask(PipelineTask):
@@ -133,10 +150,13 @@ class BuildLatentCoaddTask(PipelineTask):
             If exposures overlap the patch, and none can be used.
         lsst.latent_coadds.restoration.RestorationError
             If a fit diverges; nothing is written then.
+        ValueError
+            If the oversampling does not fit the patch.
         """
         started = time.perf_counter()
         metrics = MetricsRecorder(len(exposures) + len(rejected))
-        settings = self._settings()
+        patch = patch.refined(parse_oversampling(self.config.oversampling))
+        settings = self._settings(exposures, patch)
 
         def on_bad(error: BadInputError) -> None:
             if self.config.bad_inputs == "fail":
@@ -154,12 +174,7 @@ class BuildLatentCoaddTask(PipelineTask):
             "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
             *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
         )
-        periodic = PeriodicLogger(self.log, interval=10.0)
-
-        def report(line: str) -> None:
-            periodic.log("%s", line)
-
-        result = restore_patch(prepared, patch, self.restorer, settings, metrics, report)
+        result = restore_patch(prepared, patch, self.restorer, settings, metrics, _LogReporter(self.log))
         if not result.planes.n_image.any():
             # The good pixels are all in the halo, beyond the patch.
             for exposure in prepared:
@@ -182,6 +197,8 @@ class BuildLatentCoaddTask(PipelineTask):
             tract=patch.tract,
             patch=patch.patch,
             band=band,
+            geometry=self.config.geometry,
+            oversampling=str(patch.oversampling),
         )
         self._record(described)
         return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
@@ -192,7 +209,7 @@ class BuildLatentCoaddTask(PipelineTask):
             return UnusableInputsError(metrics.rejected)
         return NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
 
-    def _settings(self) -> RestorePatchSettings:
+    def _settings(self, exposures: Sequence[ExposureReader], patch: PatchGrid) -> RestorePatchSettings:
         config = self.config
         device = config.device
         if device == "cuda" and not torch.cuda.is_available():
@@ -205,12 +222,17 @@ class BuildLatentCoaddTask(PipelineTask):
             bad_mask_planes=tuple(config.bad_mask_planes),
             saturated_mask_planes=tuple(config.saturated_mask_planes),
             saturated_fraction=config.saturated_fraction,
+            method=config.restorer.name,
+            native=config.geometry == "native",
+            psf_degree=config.psf_degree,
             tile_size=config.tile_size,
-            halo=config.halo,
+            halo=choose_halo(exposures, patch) if config.halo is None else config.halo,
             cell_size=config.cell_size,
             warping_order=config.warping_order,
             max_invalid_fraction=config.max_invalid_fraction,
-            cache_memory=config.cache_memory,
+            cache_memory=min(config.cache_memory, 0.25 * config.max_memory),
+            max_memory=config.max_memory,
+            max_device_memory=config.max_device_memory,
             n_training_crops=config.n_training_crops,
             training_crop_size=config.training_crop_size,
             initial_weights=config.initial_weights,

@@ -15,7 +15,7 @@ from typing import Any
 from lsst.pex.config import ChoiceField, Field, FieldValidationError, ListField, RangeField
 from lsst.pipe.base import PipelineTaskConfig, PipelineTaskConnections, connectionTypes
 
-from ..adapters import BAD_MASK_PLANES
+from ..adapters import BAD_MASK_PLANES, parse_oversampling
 from ._restorers import RestorerField, restorer_registry
 
 
@@ -118,17 +118,57 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         max=7,
         inclusiveMax=True,
     )
+    geometry = ChoiceField[str](
+        doc="On which pixels the exposures are compared with their model.",
+        allowed={
+            "registered": "on those of the patch, to which the exposures are interpolated first",
+            "native": "on the detectors' own: nothing is interpolated, and the noise stays as it is",
+        },
+        default="registered",
+        optional=False,
+    )
+    oversampling = Field[str](
+        doc="How many pixels of the output lie along one pixel of the sky map: a number or a fraction from 1 "
+        "to 4, such as '1', '3/2' or '2'. The edges of patches must lie between pixels of the output. Sizes "
+        "in this configuration, and target_fwhm of the restorers, are in pixels of the output.",
+        default="1",
+    )
+    psf_degree = RangeField(
+        dtype=int,
+        doc="Largest degree of the polynomials of position that stand for a PSF over a tile; a lower one is "
+        "taken where it reproduces the PSF to 0.05 % of its peak. 0 makes it constant.",
+        default=2,
+        min=0,
+        max=3,
+        inclusiveMax=True,
+    )
+    max_memory = RangeField(
+        dtype=float,
+        doc="Memory that the process should stay below, in GiB. Tiles are made as large as this permits.",
+        default=4.0,
+        min=0.5,
+    )
+    max_device_memory = RangeField(
+        dtype=float,
+        doc="The same for the memory of a CUDA device; 0 takes four fifths of what is free when a patch "
+        "begins.",
+        default=0.0,
+        min=0.0,
+    )
     tile_size = RangeField(
         dtype=int,
-        doc="Largest side of the tiles in which a patch is restored, in pixels. The PSF of each exposure is "
-        "taken to be constant over a tile.",
-        default=600,
+        doc="Largest side of the tiles in which a patch is restored, in pixels of the output. By default it "
+        "follows from max_memory and the number of exposures, and is 1024 at most.",
+        default=None,
+        optional=True,
         min=32,
     )
     halo = RangeField(
         dtype=int,
-        doc="Pixels around a tile that take part in its restoration and are then dropped.",
-        default=48,
+        doc="Pixels around a tile that take part in its restoration and are then dropped. By default it "
+        "follows from the PSFs.",
+        default=None,
+        optional=True,
         min=0,
     )
     cell_size = RangeField(
@@ -140,8 +180,9 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     cache_memory = RangeField(
         dtype=float,
-        doc="Pixels of the exposures that are kept in memory between tiles, in GiB; others are read again.",
-        default=2.0,
+        doc="Pixels of the exposures that are kept in memory between tiles, in GiB; others are read again. A "
+        "quarter of max_memory at most.",
+        default=1.0,
         min=0.0,
     )
     n_training_crops = RangeField(
@@ -164,6 +205,10 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
 
     def validate(self) -> None:
         super().validate()
+        try:
+            parse_oversampling(self.oversampling)
+        except ValueError as error:
+            raise FieldValidationError(type(self).oversampling, self, str(error)) from error
         if self.seed < 0:
             raise FieldValidationError(type(self).seed, self, "The seed must not be negative.")
         if not self.bad_mask_planes:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..adapters import BadInputError, CellAccumulator, PatchExposure, Tile
-from ..restoration import Restoration
+from ..restoration import Restoration, peak_memory
 
 
 @dataclasses.dataclass
@@ -44,6 +44,8 @@ class MetricsRecorder:
         self._closure_variance = 0.0
         self._device = ""
         self._timings: dict[str, float] = {}
+        self._plan: dict[str, Any] = {}
+        self._psf_errors: dict[str, float] = {}
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -53,6 +55,10 @@ class MetricsRecorder:
     def reject(self, error: BadInputError) -> None:
         """Record that an exposure cannot be used."""
         self._rejected[error.name] = str(error)
+
+    def describe_plan(self, **entries: Any) -> None:
+        """Record how the patch was divided."""
+        self._plan.update(entries)
 
     def add_timing(self, name: str, seconds: float) -> None:
         """Add to the time spent on a stage of the work."""
@@ -73,6 +79,7 @@ class MetricsRecorder:
         self._device = restoration.device
         for position, name in enumerate(tile.stack.names):
             figures = self._figures.setdefault(name, _ExposureFigures())
+            self._psf_errors[name] = max(self._psf_errors.get(name, 0.0), tile.psf_error[position])
             n_good, chi2 = int(restoration.n_good[position]), float(restoration.chi2[position])
             if n_good and math.isfinite(chi2):
                 figures.n_good += n_good
@@ -140,6 +147,9 @@ class MetricsRecorder:
                 "converged": all(tile["converged"] for tile in self._tiles),
                 "flux_closure": {**self._closure, "sigma": difference / sigma if sigma else 0.0},
                 "timings": self._timings,
+                "peak_memory": peak_memory() / 2**30,
+                "psf_error": max(self._psf_errors.values(), default=0.0),
+                **self._plan,
                 "tiles": self._tiles,
             }
         )
@@ -155,6 +165,7 @@ class MetricsRecorder:
             "n_good": exposure.n_good,
             "n_invalid": exposure.n_invalid,
             "chi2": _reduced([figures]),
+            "psf_error": self._psf_errors.get(reader.name, 0.0),
         }
 
     def _summarise_visits(self, exposures: Sequence[PatchExposure]) -> dict[str, dict[str, float]]:

@@ -8,16 +8,14 @@
 
 from __future__ import annotations
 
-__all__ = ("PatchResult", "RestorePatchSettings", "prepare_exposures", "restore_patch")
+__all__ = ("PatchResult", "prepare_exposures", "restore_patch")
 
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 
-from lsst.images import Box
 from lsst.images.cells import CellGrid
 
 from ..adapters import (
@@ -27,34 +25,17 @@ from ..adapters import (
     PatchExposure,
     PatchGrid,
     PatchPlanes,
-    Tile,
     choose_cell_shape,
-    make_tiles,
-    stack_tile,
+    to_box,
+    to_window,
 )
-from ..restoration import Restoration
+from ..restoration import RemainingTime, Window, stream_windows
+from ._fill import fill_planes, mark_inexact_psf
 from ._metrics import MetricsRecorder
+from ._patch_settings import Reporter, RestorePatchSettings
 from ._restorers import Restorer
-
-
-@dataclasses.dataclass(frozen=True)
-class RestorePatchSettings:
-    """How a patch is worked on; see `BuildLatentCoaddConfig`."""
-
-    bad_mask_planes: tuple[str, ...]
-    saturated_mask_planes: tuple[str, ...]
-    saturated_fraction: float
-    tile_size: int
-    halo: int
-    cell_size: int
-    warping_order: int
-    max_invalid_fraction: float
-    cache_memory: float
-    n_training_crops: int
-    training_crop_size: int
-    initial_weights: str | None
-    seed: int
-    device: str
+from ._tile_plan import explain_shrinking
+from ._train import train_restorer
 
 
 @dataclasses.dataclass
@@ -132,7 +113,7 @@ def restore_patch(
     restorer: Restorer,
     settings: RestorePatchSettings,
     metrics: MetricsRecorder,
-    progress: Callable[[str], None],
+    report: Reporter,
 ) -> PatchResult:
     """Restore a patch tile by tile.
 
@@ -148,8 +129,8 @@ def restore_patch(
         How to work.
     metrics : `MetricsRecorder`
         Receives the figures of each tile.
-    progress : `~collections.abc.Callable`
-        Called with a line about the state of the work.
+    report : `Reporter`
+        Where to say how the work goes.
 
     Returns
     -------
@@ -163,126 +144,69 @@ def restore_patch(
     """
     bbox = patch.outer_bbox
     grid = CellGrid(bbox=bbox, cell_shape=choose_cell_shape(bbox.shape, settings.cell_size))
-    cells = CellAccumulator(grid, len(exposures))
-    planes = PatchPlanes(bbox)
-    psf: np.ndarray | None = None
-    tiles = make_tiles(bbox, settings.tile_size)
-    if restorer.trains_per_patch and (len(tiles) > 1 or settings.initial_weights):
-        restorer = _train(exposures, patch, restorer, settings, tiles, metrics, progress)
-    for number, inner in enumerate(tiles):
-        started = time.perf_counter()
-        tile = stack_tile(exposures, inner, settings.halo, edge_width=settings.warping_order)
-        registration = time.perf_counter() - started
-        if tile is None:
-            planes.set_mask("NO_DATA", inner, np.ones(tuple(inner.shape), dtype=bool))
-            continue
-        where = f"tile {number + 1} of {len(tiles)} ({len(tile.members)} exposures)"
-        restoration = restorer.restore(
-            tile.stack,
-            device=settings.device,
-            generator=_make_generator(settings.seed, patch, number),
-            progress=_describe_updates(where, progress),
-        )
-        _fill(planes, tile, restoration, settings.saturated_fraction)
-        cells.add(tile)
-        metrics.add_tile(tile, restoration, registration)
-        if restorer.has_chosen_psf:
-            psf = restoration.psf.numpy().astype(np.float64)
-        progress(f"{where}: done, {restoration.n_iterations} updates")
-    _mark_inexact_psf(planes, cells)
-    return PatchResult(planes, cells, psf)
+    result = PatchResult(PatchPlanes(bbox), CellAccumulator(grid, len(exposures)), None)
+    area = to_window(bbox)
+    plan = settings.plan(exposures, patch)
+    tile_size = settings.tile_size or plan.tile_size()
+    metrics.describe_plan(tile_size=tile_size, halo=settings.halo)
+    if restorer.trains_per_patch and (max(area.shape) > tile_size or settings.initial_weights):
+        restorer = train_restorer(exposures, patch, restorer, settings, tile_size, metrics, report)
+    remaining = RemainingTime(area.size)
+
+    def work(window: Window) -> None:
+        _restore_tile(window, exposures, patch, restorer, settings, metrics, result, remaining, report)
+
+    last = stream_windows(
+        area,
+        tile_size,
+        work,
+        fits=None if settings.tile_size else plan.fits,
+        on_shrink=explain_shrinking(report.warn),
+    )
+    metrics.describe_plan(smallest_tile_size=last)
+    mark_inexact_psf(result.planes, result.cells)
+    return result
 
 
-def _train(
+def _restore_tile(
+    window: Window,
     exposures: Sequence[PatchExposure],
     patch: PatchGrid,
     restorer: Restorer,
     settings: RestorePatchSettings,
-    tiles: Sequence[Box],
     metrics: MetricsRecorder,
-    progress: Callable[[str], None],
-) -> Restorer:
-    """Train one network for all tiles, on random parts of the patch."""
+    result: PatchResult,
+    remaining: RemainingTime,
+    report: Reporter,
+) -> None:
+    """Restore a tile and put it into the patch."""
+    inner = to_box(window)
     started = time.perf_counter()
-    stacks = []
-    for box in _choose_crops(patch, tiles, settings):
-        tile = stack_tile(exposures, box, settings.halo, edge_width=settings.warping_order)
-        if tile is not None:
-            stacks.append(tile.stack)
-    if not stacks:
-        return restorer
-    trained = restorer.train(
-        stacks,
+    tile = settings.stack(exposures, inner)
+    registration = time.perf_counter() - started
+    if tile is None:
+        result.planes.set_mask("NO_DATA", inner, np.ones(tuple(inner.shape), dtype=bool))
+        remaining.add(window.size)
+        return
+    where = f"tile at x={window.x_start}, y={window.y_start} ({len(tile.members)} exposures)"
+
+    def follow(update: int, n_updates: int, objective: float) -> None:
+        # Updates are most of the work, and often fewer than allowed.
+        begun = 0.8 * window.size * update / n_updates
+        report.progress(
+            f"{where}: update {update} of {n_updates}, objective {objective:.6g}; {remaining.describe(begun)}"
+        )
+
+    restoration = restorer.restore(
+        tile.stack,
         device=settings.device,
-        generator=_make_generator(settings.seed, patch, len(tiles)),
-        weights_file=settings.initial_weights,
-        progress=_describe_updates(f"training on {len(stacks)} parts of the patch", progress),
+        generator=settings.make_generator(patch, window.y_start, window.x_start),
+        progress=follow,
     )
-    metrics.add_timing("training", time.perf_counter() - started)
-    return trained
-
-
-def _choose_crops(patch: PatchGrid, tiles: Sequence[Box], settings: RestorePatchSettings) -> list[Box]:
-    """Place the parts of the patch to train on; a single tile is one part."""
-    if len(tiles) == 1:
-        return list(tiles)
-    bbox = patch.outer_bbox
-    rng = np.random.default_rng([settings.seed, patch.tract, patch.patch])
-    height, width = (min(size, settings.training_crop_size) for size in bbox.shape)
-    crops = []
-    for _ in range(settings.n_training_crops):
-        y = int(rng.integers(bbox.y.start, bbox.y.stop - height + 1))
-        x = int(rng.integers(bbox.x.start, bbox.x.stop - width + 1))
-        crops.append(Box.factory[y : y + height, x : x + width])
-    return crops
-
-
-def _describe_updates(where: str, progress: Callable[[str], None]) -> Callable[[int, int, float], None]:
-    def report(update: int, n_updates: int, objective: float) -> None:
-        progress(f"{where}: update {update} of {n_updates}, objective {objective:.6g}")
-
-    return report
-
-
-def _make_generator(seed: int, patch: PatchGrid, number: int) -> torch.Generator:
-    sequence = np.random.SeedSequence([seed, patch.tract, patch.patch, number])
-    return torch.Generator().manual_seed(int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1)))
-
-
-def _fill(planes: PatchPlanes, tile: Tile, restoration: Restoration, saturated_fraction: float) -> None:
-    """Copy the inner part of a restored tile into the patch."""
-    cut = tile.inner.slice_within(tile.outer)
-    target = tile.inner.slice_within(planes.bbox)
-    n_image = restoration.n_image[cut.y, cut.x].numpy()
-    empty = n_image == 0
-    nan = np.float32(np.nan)
-    planes.n_image[target.y, target.x] = n_image
-    planes.image[target.y, target.x] = np.where(empty, nan, restoration.image[cut.y, cut.x].numpy())
-    planes.variance[target.y, target.x] = np.where(empty, nan, restoration.variance[cut.y, cut.x].numpy())
-    n_noise = len(restoration.noise_realizations)
-    if n_noise and not len(planes.noise):
-        planes.noise = np.full((n_noise, *planes.image.shape), nan, dtype=np.float32)
-    if n_noise:
-        noise = restoration.noise_realizations[:, cut.y, cut.x].numpy()
-        planes.noise[:, target.y, target.x] = np.where(empty, nan, noise)
-    n_covering = tile.covered.sum(axis=0)
-    n_rejected = (tile.covered & ~tile.good).sum(axis=0)
-    planes.rejected_fraction[target.y, target.x] = n_rejected / np.maximum(n_covering, 1)
-    n_saturated = tile.saturated.sum(axis=0)
-    planes.set_mask("NO_DATA", tile.inner, empty)
-    planes.set_mask("REJECTED", tile.inner, n_rejected > 0)
-    planes.set_mask("CLIPPED", tile.inner, restoration.mask["CLIPPED"][cut.y, cut.x].numpy())
-    planes.set_mask("SATURATED", tile.inner, n_saturated > saturated_fraction * n_covering)
-    planes.set_mask("COSMIC_RAY", tile.inner, tile.cosmic_ray.any(axis=0))
-    planes.set_mask("SENSOR_EDGE", tile.inner, tile.sensor_edge)
-
-
-def _mark_inexact_psf(planes: PatchPlanes, cells: CellAccumulator) -> None:
-    """Mark pixels that not all exposures of their cell contribute to."""
-    members = (cells.weight > 0).sum(axis=0).astype(np.int32)
-    shape = cells.grid.cell_shape
-    expected = np.kron(members, np.ones((shape.y, shape.x), dtype=np.int32))
-    inexact = planes.n_image != expected
-    for name in ("CLIPPED", "REJECTED"):
-        inexact |= planes.mask.get(name, np.zeros_like(inexact))
-    planes.set_mask("INEXACT_PSF", planes.bbox, inexact)
+    fill_planes(result.planes, tile, restoration, settings.saturated_fraction)
+    result.cells.add(tile)
+    metrics.add_tile(tile, restoration, registration)
+    if restorer.has_chosen_psf:
+        result.psf = restoration.psf.numpy().astype(np.float64)
+    remaining.add(window.size)
+    report.progress(f"{where}: done, {restoration.n_iterations} updates; {remaining.describe()}")
