@@ -34,10 +34,11 @@ from lsst.latent_coadds.restoration import (
     RemainingTime,
     Restoration,
     Window,
+    choose_halo_width,
     choose_tile_size,
     estimate_memory,
     peak_memory,
-    psf_reach,
+    resident_memory,
     restore,
     stream_windows,
 )
@@ -79,12 +80,7 @@ def choose_halo(scene: StreamedScene) -> int:
     middle = scene.area.x_stop // 2
     window = Window(middle - 32, middle + 32, middle - 32, middle + 32)
     stamps = [torch.from_numpy(scene.psf(t, window, n=2)[:1]) for t in range(len(scene.visits))]
-    return restoration_halo(torch.cat(stamps))
-
-
-def restoration_halo(psf: torch.Tensor) -> int:
-    """Return a halo for PSFs (n, k, k)."""
-    return 2 * psf_reach(psf)
+    return choose_halo_width(torch.cat(stamps))
 
 
 def restore_window(
@@ -193,8 +189,8 @@ def main() -> None:
         degree=arguments.degree,
     )
     halo = arguments.halo if arguments.halo >= 0 else choose_halo(scene)
-    # The planes of the patch and their copies while it is put together.
-    budget = arguments.max_memory * GIB - peak_memory() - 16.0 * scene.area.size
+    # The planes of the output, all of which the pipeline keeps.
+    budget = arguments.max_memory * GIB - resident_memory() - 40.0 * scene.area.size
     model = estimate_memory(arguments.method)
     tile_size = arguments.tile or choose_tile_size(budget, arguments.exposures, halo, model)
     print(

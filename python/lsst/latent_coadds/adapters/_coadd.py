@@ -136,8 +136,8 @@ def make_cell_coadd(
     coadd : `lsst.images.cells.CellCoadd`
         Image in nJy, with mask, variance, PSF and provenance.
     """
-    kernels, contributions = _evaluate_cells(cells, exposures)
-    psf, missing = _cell_psf(cells, kernels, output_psf)
+    contributions, mean_psf = _evaluate_cells(cells, exposures, average=output_psf is None)
+    psf, missing = _cell_psf(cells, output_psf, mean_psf)
     bounds = CellGridBounds(grid=cells.grid, bbox=cells.grid.bbox, missing=frozenset(missing))
     bbox = planes.bbox
     mask = Mask(0, schema=COADD_MASK_SCHEMA, bbox=bbox)
@@ -169,34 +169,44 @@ def _contributing(cells: CellAccumulator) -> np.ndarray:
 
 
 def _evaluate_cells(
-    cells: CellAccumulator, exposures: Sequence[PatchExposure]
-) -> tuple[dict[tuple[int, int, int], np.ndarray], astropy.table.Table]:
-    """Evaluate the PSFs at the centres of the cells; fill the table."""
-    rows = np.argwhere(np.moveaxis(_contributing(cells), 0, -1))
-    table = CoaddProvenance.make_empty_contribution_table(len(rows))
-    kernels: dict[tuple[int, int, int], np.ndarray] = {}
-    for n, (i, j, t) in enumerate(rows.tolist()):
-        reader = exposures[t].reader
+    cells: CellAccumulator, exposures: Sequence[PatchExposure], *, average: bool
+) -> tuple[astropy.table.Table, dict[tuple[int, int], np.ndarray]]:
+    """Evaluate the PSFs at the centres of the cells; fill the table.
+
+    With ``average``, the means of the PSFs come with it, by cell.
+    """
+    contributing = _contributing(cells)
+    table = CoaddProvenance.make_empty_contribution_table(int(contributing.sum()))
+    means: dict[tuple[int, int], np.ndarray] = {}
+    n = 0
+    for i, j in np.argwhere(contributing.any(axis=0)).tolist():
         box = cells.grid.bbox_of(CellIJ(i=i, j=j))
-        kernel = exposures[t].psf_kernel(box.x.center, box.y.center)
-        kernels[t, i, j] = kernel
-        xx, yy, xy = _moments(kernel)
-        table[n] = (
-            i,
-            j,
-            reader.instrument,
-            reader.visit,
-            reader.detector,
-            _covers(exposures[t], box.x.center, box.y.center),
-            cells.covered[t, i, j],
-            cells.unmasked[t, i, j],
-            cells.weight[t, i, j],
-            xx,
-            yy,
-            xy,
-            not np.isfinite([xx, yy, xy]).all(),
-        )
-    return kernels, table
+        members = np.flatnonzero(contributing[:, i, j]).tolist()
+        kernels = []
+        for t in members:
+            reader = exposures[t].reader
+            kernel = exposures[t].psf_kernel(box.x.center, box.y.center)
+            xx, yy, xy = _moments(kernel)
+            table[n] = (
+                i,
+                j,
+                reader.instrument,
+                reader.visit,
+                reader.detector,
+                _covers(exposures[t], box.x.center, box.y.center),
+                cells.covered[t, i, j],
+                cells.unmasked[t, i, j],
+                cells.weight[t, i, j],
+                xx,
+                yy,
+                xy,
+                not np.isfinite([xx, yy, xy]).all(),
+            )
+            n += 1
+            kernels.append(kernel)
+        if average:
+            means[i, j] = np.average(pad_kernels(kernels), axis=0, weights=cells.weight[members, i, j])
+    return table, means
 
 
 def _covers(exposure: PatchExposure, x: float, y: float) -> bool:
@@ -230,29 +240,21 @@ def _moments(kernel: np.ndarray) -> tuple[float, float, float]:
 
 
 def _cell_psf(
-    cells: CellAccumulator,
-    kernels: dict[tuple[int, int, int], np.ndarray],
-    output_psf: np.ndarray | None,
+    cells: CellAccumulator, output_psf: np.ndarray | None, means: dict[tuple[int, int], np.ndarray]
 ) -> tuple[np.ndarray, list[CellIJ]]:
-    contributing = _contributing(cells)
-    if output_psf is None:
-        size = max(kernel.shape[0] for kernel in kernels.values())
-    else:
-        size = output_psf.shape[0]
+    """Return the PSF in each cell, and the cells without one."""
     grid_size = cells.grid.grid_size
-    psf = np.full((grid_size.i, grid_size.j, size, size), np.nan)
-    missing = []
-    for i in range(grid_size.i):
-        for j in range(grid_size.j):
-            members = np.flatnonzero(contributing[:, i, j]).tolist()
-            if not members:
-                missing.append(CellIJ(i=i, j=j))
-            elif output_psf is not None:
-                psf[i, j] = output_psf
-            else:
-                stamps = pad_kernels([kernels[t, i, j] for t in members] + [np.zeros((size, size))])[:-1]
-                psf[i, j] = np.average(stamps, axis=0, weights=cells.weight[members, i, j])
-    return psf, missing
+    present = _contributing(cells).any(axis=0)
+    if output_psf is None:
+        where = list(means)
+        stamps = pad_kernels([means[cell] for cell in where])
+    else:
+        where = [(i, j) for i, j in np.argwhere(present).tolist()]
+        stamps = np.broadcast_to(output_psf, (len(where), *output_psf.shape))
+    psf = np.full((grid_size.i, grid_size.j, *stamps.shape[1:]), np.nan)
+    for (i, j), stamp in zip(where, stamps, strict=True):
+        psf[i, j] = stamp
+    return psf, [CellIJ(i=i, j=j) for i, j in np.argwhere(~present).tolist()]
 
 
 def _input_table(

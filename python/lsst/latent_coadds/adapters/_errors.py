@@ -30,6 +30,7 @@ class InputProblem(enum.StrEnum):
     NO_VARIANCE = "no variance"
     BAD_VARIANCE = "bad variance"
     BAD_UNIT = "bad unit"
+    NO_CALIBRATION = "no final calibration"
     NO_GOOD_PIXELS = "no good pixels"
     UNREADABLE = "unreadable"
 

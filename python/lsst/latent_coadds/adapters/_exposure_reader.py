@@ -8,22 +8,18 @@
 
 from __future__ import annotations
 
-__all__ = ("DetectorPixels", "ExposureReader", "VisitImageReader")
+__all__ = ("DetectorPixels", "ExposureReader")
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import astropy.units as u
 import numpy as np
 
-from lsst.images import Box, DetectorFrame, SkyProjection, VisitImage
-from lsst.images.psfs import PiffWrapper, PointSpreadFunction
+from lsst.images import Box, DetectorFrame, SkyProjection
 
 from ._errors import BadInputError, InputProblem
-from ._masks import select_mask_planes
-from ._piff import draw_piff
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +48,42 @@ class DetectorPixels:
     saturated: np.ndarray
     cosmic_ray: np.ndarray
     n_invalid: int
+
+    @classmethod
+    def from_planes(
+        cls,
+        bbox: Box,
+        image: np.ndarray,
+        variance: np.ndarray,
+        *,
+        masked: np.ndarray,
+        saturated: np.ndarray,
+        cosmic_ray: np.ndarray,
+    ) -> DetectorPixels:
+        """Combine planes, and leave out what no mask plane rejects.
+
+        Parameters
+        ----------
+        bbox : `lsst.images.Box`
+            Where the pixels lie on the detector.
+        image, variance : `numpy.ndarray`, (H, W)
+            Pixels in nJy, and their variances in nJy squared; copied.
+        masked : `numpy.ndarray` [`bool`], (H, W)
+            Pixels that mask planes reject.
+        saturated, cosmic_ray : `numpy.ndarray` [`bool`], (H, W)
+            Pixels with those mask planes.
+        """
+        image, variance = (np.array(plane, dtype=np.float32) for plane in (image, variance))
+        valid = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
+        return cls(
+            bbox=bbox,
+            image=np.where(valid, image, np.float32(0)),
+            variance=np.where(valid, variance, np.float32(1)),
+            good=valid & ~masked,
+            saturated=saturated,
+            cosmic_ray=cosmic_ray,
+            n_invalid=int(np.count_nonzero(~valid & ~masked)),
+        )
 
     def __getitem__(self, bbox: Box) -> DetectorPixels:
         slices = bbox.slice_within(self.bbox)
@@ -198,150 +230,3 @@ class ExposureReader(ABC):
                 f"Its PSF kernel sums to {total}, which is not positive; fit the PSF again.",
             )
         return kernel / total
-
-
-class VisitImageReader(ExposureReader):
-    """Access to an `lsst.images.VisitImage`.
-
-    Parameters
-    ----------
-    source : `lsst.images.VisitImage` or `lsst.daf.butler.DeferredDatasetHandle`
-        The image, or a handle that reads it when needed.
-    data_id : `~collections.abc.Mapping`
-        See `ExposureReader`.
-    dataset_type : `str`, optional
-        See `ExposureReader`.
-    """
-
-    def __init__(self, source: Any, data_id: Mapping[str, Any], dataset_type: str = "calexp") -> None:
-        super().__init__(data_id, dataset_type)
-        self._source = source
-        self._bbox = self._component("bbox", InputProblem.UNREADABLE)
-        self._sky_projection = self._component("sky_projection", InputProblem.NO_WCS)
-        self._psf: PointSpreadFunction | None = None
-
-    @property
-    def psf(self) -> PointSpreadFunction:
-        """The PSF model (`lsst.images.psfs.PointSpreadFunction`)."""
-        if self._psf is None:
-            # With a cut-out of one pixel: lsst.images caches the last
-            # dataset's tree, and Piff consumes it when the component alone
-            # is read, so that a second read of the same dataset would fail.
-            self._psf = self._take_psf(self._read_exposure(Box.from_shape((1, 1), start=self._bbox.start)))
-        return self._psf
-
-    def _take_psf(self, exposure: VisitImage) -> PointSpreadFunction:
-        try:
-            psf = exposure.psf
-        except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.NO_PSF,
-                f"Its PSF cannot be read ({type(error).__name__}: {error}); fit the PSF again, or leave the "
-                "exposure out of the data query.",
-            ) from error
-        if psf is None:
-            raise BadInputError(
-                self.name, InputProblem.NO_PSF, "It carries no PSF; fit one, or leave the exposure out."
-            )
-        return psf
-
-    def _read_exposure(self, bbox: Box) -> VisitImage:
-        try:
-            if isinstance(self._source, VisitImage):
-                return self._source[bbox]
-            return self._source.get(parameters={"bbox": bbox})
-        except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.UNREADABLE,
-                f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
-            ) from error
-
-    def _component(self, component: str, problem: InputProblem) -> Any:
-        try:
-            if isinstance(self._source, VisitImage):
-                value = getattr(self._source, component)
-            else:
-                value = self._source.get(component=component)
-        except Exception as error:
-            raise BadInputError(
-                self.name,
-                problem,
-                f"Its {component} cannot be read ({type(error).__name__}: {error}); "
-                "write the dataset again, or leave the exposure out of the data query.",
-            ) from error
-        if value is None:
-            raise BadInputError(
-                self.name,
-                problem,
-                f"It carries no {component}; add one, or leave the exposure out of the data query.",
-            )
-        return value
-
-    @property
-    def bbox(self) -> Box:
-        return self._bbox
-
-    @property
-    def sky_projection(self) -> SkyProjection[DetectorFrame]:
-        return self._sky_projection
-
-    def compute_psf_kernel(self, *, x: float, y: float) -> np.ndarray:
-        psf = self.psf
-        try:
-            kernel = psf.compute_kernel_image(x=x, y=y).array
-        except Exception as error:
-            raise self._cannot_evaluate(x, y, error) from error
-        return self._check_kernel(kernel)
-
-    def draw_psf_kernel(self, *, x: float, y: float, jacobian: np.ndarray, size: int) -> np.ndarray | None:
-        psf = self.psf
-        if not isinstance(psf, PiffWrapper):
-            return None
-        try:
-            kernel = draw_piff(psf, x, y, jacobian, size)
-        except Exception as error:
-            raise self._cannot_evaluate(x, y, error) from error
-        return None if kernel is None else self._check_kernel(kernel)
-
-    def _cannot_evaluate(self, x: float, y: float, error: Exception) -> BadInputError:
-        return BadInputError(
-            self.name,
-            InputProblem.NO_PSF,
-            f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
-            "fit the PSF again.",
-        )
-
-    def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
-        exposure = self._read_exposure(bbox)
-        if self._psf is None:
-            self._psf = self._take_psf(exposure)
-        exposure = self._to_njy(exposure)
-        image = np.array(exposure.image.array, dtype=np.float32)
-        variance = np.array(exposure.variance.array, dtype=np.float32)
-        mask = exposure.mask
-        masked = select_mask_planes(mask, bad, self.name)
-        valid = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
-        return DetectorPixels(
-            bbox=bbox,
-            image=np.where(valid, image, np.float32(0)),
-            variance=np.where(valid, variance, np.float32(1)),
-            good=valid & ~masked,
-            saturated=select_mask_planes(mask, saturated, self.name),
-            cosmic_ray=select_mask_planes(mask, ("COSMIC_RAY",), self.name),
-            n_invalid=int(np.count_nonzero(~valid & ~masked)),
-        )
-
-    def _to_njy(self, exposure: VisitImage) -> VisitImage:
-        if exposure.unit == u.nJy:
-            return exposure
-        try:
-            return exposure.convert_unit(u.nJy, copy="as-needed")
-        except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.BAD_UNIT,
-                f"Its unit {exposure.unit} cannot be converted to nJy ({error}); calibrate it, or give it "
-                "a photometric_scaling.",
-            ) from error

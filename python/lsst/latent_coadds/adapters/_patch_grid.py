@@ -54,13 +54,13 @@ class PatchGrid:
     oversampling: Fraction = Fraction(1)
 
     @classmethod
-    def from_sky_map(cls, sky_map: Mapping[str, Any], *, skymap: str, tract: int, patch: int) -> Self:
+    def from_sky_map(cls, sky_map: Any, *, skymap: str, tract: int, patch: int) -> Self:
         """Look a patch up in a sky map.
 
         Parameters
         ----------
-        sky_map : `~collections.abc.Mapping`
-            The ``sky_map_geometry`` dataset.
+        sky_map : `~collections.abc.Mapping` or `lsst.skymap.BaseSkyMap`
+            The ``sky_map_geometry`` dataset, or the ``skyMap`` of a stack.
         skymap : `str`
             Name of the sky map.
         tract, patch : `int`
@@ -76,6 +76,8 @@ class PatchGrid:
         PatchNotFoundError
             If the sky map has no such tract or patch.
         """
+        if not isinstance(sky_map, Mapping):
+            return cls._from_legacy(sky_map, skymap=skymap, tract=tract, patch=patch)
         tracts = SkyMapGeometry.from_dict(sky_map).tracts
         remedy = "Correct the data query, or write sky_map_geometry anew."
         if tract not in tracts:
@@ -97,6 +99,28 @@ class PatchGrid:
             inner_bbox=found.inner_bbox,
             outer_bbox=found.outer_bbox,
             sky_projection=tracts[tract].sky_projection(skymap=skymap, tract=tract),
+        )
+
+    @classmethod
+    def _from_legacy(cls, sky_map: Any, *, skymap: str, tract: int, patch: int) -> Self:
+        """Look a patch up in a `lsst.skymap.BaseSkyMap`."""
+        try:
+            tract_info = sky_map[tract]
+            patch_info = tract_info[patch]
+        except LookupError as error:
+            raise PatchNotFoundError(
+                f"Sky map {skymap!r} has no tract {tract} with a patch {patch} ({error}); correct the data query."
+            ) from error
+        index = patch_info.getIndex()
+        frame = TractFrame(skymap=skymap, tract=tract, bbox=Box.from_legacy(tract_info.getBBox()))
+        return cls(
+            skymap=skymap,
+            tract=tract,
+            patch=patch,
+            index=YX(y=index[1], x=index[0]),
+            inner_bbox=Box.from_legacy(patch_info.getInnerBBox()),
+            outer_bbox=Box.from_legacy(patch_info.getOuterBBox()),
+            sky_projection=SkyProjection.from_legacy(tract_info.getWcs(), frame),
         )
 
     def refined(self, factor: Fraction) -> PatchGrid:

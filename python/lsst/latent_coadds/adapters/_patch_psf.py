@@ -98,7 +98,8 @@ class PatchPsf:
         if self._kernel_size is None:
             self._kernel_size = max(self.reader.compute_psf_kernel(x=x, y=y).shape)
         scale = np.sqrt(abs(np.linalg.det(jacobian)))
-        return 2 * int(np.ceil((self._kernel_size // 2) / scale)) + 1
+        # A scale that is one but for rounding keeps the size.
+        return 2 * int(np.ceil((self._kernel_size // 2) / scale - 0.01)) + 1
 
     def basis(
         self, bbox: Box, covered: Box, *, degree: int, tolerance: float = 5e-4
@@ -124,18 +125,16 @@ class PatchPsf:
         error : `float`
             Largest error at the samples, in units of the peak.
         """
-        samples = [
-            self._carry(x, y, None)
-            for y in _positions(covered.y, degree)
-            for x in _positions(covered.x, degree)
-        ]
+        positions = [(x, y) for y in _positions(covered.y, degree) for x in _positions(covered.x, degree)]
+        samples = [self._carry(*positions[0], None)]
+        samples += [self._carry(x, y, len(samples[0][0])) for x, y in positions[1:]]
         u, v = (
             2.0 * (np.array(values) - interval.start) / max(1, interval.size - 1) - 1.0
             for values, interval in zip(
                 ([s[1] for s in samples], [s[2] for s in samples]), (bbox.x, bbox.y), strict=True
             )
         )
-        return fit_psf_basis(pad_kernels([s[0] for s in samples]), u, v, degree=degree, tolerance=tolerance)
+        return fit_psf_basis(np.stack([s[0] for s in samples]), u, v, degree=degree, tolerance=tolerance)
 
 
 def _positions(interval: Interval, degree: int) -> list[float]:

@@ -10,7 +10,14 @@
 
 from __future__ import annotations
 
-__all__ = ("evaluate_psf_basis", "fit_psf_basis", "psf_basis_degree", "psf_basis_terms", "psf_reach")
+__all__ = (
+    "choose_halo_width",
+    "evaluate_psf_basis",
+    "fit_psf_basis",
+    "psf_basis_degree",
+    "psf_basis_terms",
+    "psf_reach",
+)
 
 import numpy as np
 import torch
@@ -127,3 +134,21 @@ def psf_reach(psf: torch.Tensor, fraction: float = 0.01) -> int:
         if bool((inner.sum(dim=(1, 2)) >= (1.0 - fraction) * stamps.sum(dim=(1, 2))).all()):
             return reach
     return half
+
+
+def choose_halo_width(psf: torch.Tensor) -> int:
+    """Return how many pixels around a tile should take part.
+
+    Parameters
+    ----------
+    psf : `torch.Tensor`, shape (..., k, k)
+        PSFs of the exposures.
+
+    Returns
+    -------
+    halo : `int`
+        Three times the reach of 98 % of the light, 16 to 128 pixels: what
+        lies further off sheds no light that matters, and what it does to the
+        solution dies out on the way.
+    """
+    return min(128, max(16, 3 * psf_reach(psf, 0.02)))

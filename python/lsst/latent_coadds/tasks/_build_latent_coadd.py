@@ -227,7 +227,7 @@ class BuildLatentCoaddTask(PipelineTask):
             psf_degree=config.psf_degree,
             tile_size=config.tile_size,
             halo=choose_halo(exposures, patch) if config.halo is None else config.halo,
-            cell_size=config.cell_size,
+            cell_size=int(config.cell_size * patch.oversampling),
             warping_order=config.warping_order,
             max_invalid_fraction=config.max_invalid_fraction,
             cache_memory=min(config.cache_memory, 0.25 * config.max_memory),

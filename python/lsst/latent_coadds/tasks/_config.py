@@ -129,8 +129,8 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     oversampling = Field[str](
         doc="How many pixels of the output lie along one pixel of the sky map: a number or a fraction from 1 "
-        "to 4, such as '1', '3/2' or '2'. The edges of patches must lie between pixels of the output. Sizes "
-        "in this configuration, and target_fwhm of the restorers, are in pixels of the output.",
+        "to 4, such as '1', '3/2' or '2'. The edges of patches must lie between pixels of the output. "
+        "Sizes of tiles, and target_fwhm of the restorers, are in pixels of the output.",
         default="1",
     )
     psf_degree = RangeField(
@@ -173,8 +173,8 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     cell_size = RangeField(
         dtype=int,
-        doc="Largest side of the cells of the output, in pixels; the largest divisor of the patch's side "
-        "that does not exceed it is taken.",
+        doc="Largest side of the cells of the output, in pixels of the sky map; the largest divisor of the "
+        "patch's side that does not exceed it is taken.",
         default=150,
         min=1,
     )

@@ -23,9 +23,9 @@ from ..adapters import BadInputError, ExposureReader, PatchExposure, PatchGrid, 
 from ..restoration import (
     MemoryModel,
     Window,
+    choose_halo_width,
     choose_tile_size,
     estimate_memory,
-    psf_reach,
     resident_memory,
 )
 
@@ -36,9 +36,6 @@ _HOST_MODEL = MemoryModel(per_exposure_pixel=40.0, per_pixel=100.0, fixed=2e8)
 
 _PLANE_BYTES = 40.0
 """Output planes of a patch, in bytes per pixel."""
-
-_LARGEST_HALO = 128
-"""More is not needed where some exposure is of no use."""
 
 
 def choose_halo(readers: Sequence[ExposureReader], patch: PatchGrid) -> int:
@@ -54,11 +51,10 @@ def choose_halo(readers: Sequence[ExposureReader], patch: PatchGrid) -> int:
     Returns
     -------
     halo : `int`
-        Pixels of the patch: three times the radius that holds 98 % of the
-        light of the widest PSF, at least 16. A star that is further off
-        sheds no light that matters, and what restores it reaches as far.
+        Pixels of the patch; see
+        `~lsst.latent_coadds.restoration.choose_halo_width`.
     """
-    reach = 5
+    halo = 16
     for reader in readers:
         try:
             psf = PatchPsf(reader, PixelMapping(patch, reader))
@@ -66,8 +62,8 @@ def choose_halo(readers: Sequence[ExposureReader], patch: PatchGrid) -> int:
             kernel = psf.kernel(outer.x.center, outer.y.center)
         except BadInputError:
             continue
-        reach = max(reach, psf_reach(torch.from_numpy(kernel), 0.02))
-    return min(_LARGEST_HALO, max(16, 3 * reach))
+        halo = max(halo, choose_halo_width(torch.from_numpy(kernel)))
+    return halo
 
 
 @dataclasses.dataclass
