@@ -17,6 +17,7 @@ from ._kernels import *
 from ._memory import *
 from ._operators import *
 from ._psf_basis import *
+from ._refine_psf import *
 from ._resample import *
 from ._restoration import *
 from ._restore import *
