@@ -182,13 +182,49 @@ def flags_to_frame(
     return plane[y.clamp(0, plane.shape[0] - 1), x.clamp(0, plane.shape[1] - 1)]
 
 
-def interpolate_linearly(plane: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def images_to_latent(
+    frames: FrameGeometry | None, images: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return exposures without gaps on the latent grid, for networks and other rough uses.
+
+    Parameters
+    ----------
+    frames : `FrameGeometry` or `None`
+        Where the pixels lie; `None` returns the images as they are.
+    images : `torch.Tensor`, shape (T, h, w)
+        Exposures; every pixel has a value.
+    weights : `torch.Tensor`, shape (T,)
+        Weights of the mean that goes where an exposure does not reach.
+
+    Returns
+    -------
+    registered : `torch.Tensor`, shape (T, H, W)
+        Cubic interpolation, in flux per latent pixel.
+    """
+    if frames is None:
+        return images
+    planes, reached = [], []
+    height, width = images.shape[1:]
+    for t, image in enumerate(images):
+        x, y = frames.inverse(t)
+        inside = (x > -0.5) & (y > -0.5) & (x < width - 0.5) & (y < height - 0.5)
+        planes.append(interpolate(image, x, y, mode="bicubic") * pixel_area(x, y).to(image))
+        reached.append(inside.to(image))
+    registered, shares = torch.stack(planes), torch.stack(reached)
+    shares = shares * weights[:, None, None]
+    mean = (shares * registered).sum(dim=0) / shares.sum(dim=0).clamp_min(1e-6 * float(weights.sum()))
+    return torch.where(shares > 0, registered, mean)
+
+
+def interpolate(
+    plane: torch.Tensor, x: torch.Tensor, y: torch.Tensor, *, mode: str = "bilinear"
+) -> torch.Tensor:
     """Return a plane (H, W) at positions; outside of it, the value of the nearest pixel."""
     grid = torch.stack(
         [2.0 * p / max(1, n - 1) - 1.0 for p, n in zip((x, y), plane.shape[::-1], strict=True)], dim=-1
     )
     sampled = torch.nn.functional.grid_sample(
-        plane[None, None], grid[None].to(plane), padding_mode="border", align_corners=True
+        plane[None, None], grid[None].to(plane), mode=mode, padding_mode="border", align_corners=True
     )
     return sampled[0, 0]
 

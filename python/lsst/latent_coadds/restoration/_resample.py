@@ -216,7 +216,9 @@ def _resample_rows(
 def _dilate(plane: Tensor, radius: int, fill: float) -> Tensor:
     """Return the largest value within ``radius``; ``fill`` lies outside."""
     padded = torch.nn.functional.pad(plane[None, None], (radius,) * 4, value=fill)
-    return torch.nn.functional.max_pool2d(padded, 2 * radius + 1, 1)[0, 0]
+    # Rows, then columns: the same for far fewer comparisons.
+    rows = torch.nn.functional.max_pool2d(padded, (1, 2 * radius + 1), 1)
+    return torch.nn.functional.max_pool2d(rows, (2 * radius + 1, 1), 1)[0, 0]
 
 
 def _gather_weighted(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ._errors import InvalidStackError, NoGoodPixelsError
-from ._frames import FrameGeometry, flags_to_frame, flags_to_latent, interpolate_linearly, pixel_area
+from ._frames import FrameGeometry, flags_to_frame, flags_to_latent, interpolate, pixel_area
 from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._resample import lanczos_resample
 from ._sampling import FrameSampler
@@ -154,7 +154,7 @@ class ExposureStack:
         if plane.dtype == torch.bool:
             return flags_to_frame(self.frames, t, plane, self.frame_shape)
         x, y = self.frames.positions(t, self.frame_shape)
-        image = interpolate_linearly(plane, x, y)
+        image = interpolate(plane, x, y)
         return image * self.frames.area(t, self.frame_shape).to(plane)
 
     def make_sampler(self) -> FrameSampler | None:
