@@ -28,8 +28,13 @@ from lsst.latent_coadds.restoration import (
     save_weights,
     train_weights,
 )
+from lsst.latent_coadds.restoration._implants import SourceMaker
+from lsst.latent_coadds.restoration._learned import _turn, _turn_back
+from lsst.latent_coadds.restoration._member import Member, Twin
 from lsst.latent_coadds.restoration._network import LatentNetwork, PublishedNetwork
-from lsst.latent_coadds.restoration._training import Member, Training, TrainingOptions, TrainingProblem, train
+from lsst.latent_coadds.restoration._problem import TrainingProblem
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._training import Training, TrainingOptions, train
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 QUICK: dict[str, dict[str, Any]] = {
@@ -158,6 +163,41 @@ def test_empty_sky_stays_empty(method: str) -> None:
     assert float(r.image.abs().max()) < 3.0
 
 
+def test_known_sources_have_the_light_of_stars() -> None:
+    kernels = gaussian_kernel(4.0, 25)[None].float()
+    operator = ConvolutionOperator(kernels, (200, 200), margin=10)
+    quadratic = NonNegativeQuadratic(operator, torch.tensor([4.0]))
+    maker = SourceMaker.from_quadratic(quadratic, 2.0)
+    # The PSF is the kernel times the target; sigma is 0.5.
+    psf = gaussian_kernel((4.0**2 + 2.0**2) ** 0.5, 41)
+    assert maker.flux_error == pytest.approx(0.5 * float((psf**2).sum()) ** -0.5, rel=0.01)
+    one, two = (maker.draw(torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    assert one.shape == operator.latent_shape and bool((one >= 0).all()) and not torch.equal(one, two)
+    mean_flux = float(one.sum()) / (one.numel() / 900.0) / maker.flux_error
+    assert 150.0 < mean_flux < 800.0
+    # A star is no narrower than the target: its brightest pixel has less than 0.23 of its light.
+    assert float(one.max()) < 0.23 * 2000.0 * maker.flux_error * 2.0
+
+
+def test_error_of_known_sources_is_a_gradient() -> None:
+    problem, _ = small_problem()
+    region = (slice(2, 9), slice(4, 12))
+    generator = torch.Generator().manual_seed(2)
+    sources, latent, plain = (torch.randn(n, generator=generator) for n in ((48, 48), (7, 8), (7, 8)))
+    twin = Twin(lambda region, turn: latent, problem, sources, 0.3)
+    latent.requires_grad_(True)
+    truth = torch.asinh((plain + sources[region]) / 0.3)
+    (0.5 * (torch.asinh(latent / 0.3) - truth) ** 2).sum().backward()
+    torch.testing.assert_close(twin.error(latent.detach(), plain, region), latent.grad)
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_turned_images_are_turned_back(turn: int) -> None:
+    images = torch.arange(24.0).reshape(2, 3, 4)
+    torch.testing.assert_close(_turn_back(_turn(images, turn), turn), images)
+    assert turn == 0 or not torch.equal(_turn(images, turn)[:, :3, :3], images[:, :3, :3])
+
+
 def small_problem() -> tuple[TrainingProblem, torch.nn.Module]:
     kernels = gaussian_kernel(3.0, 9)[None].float()
     operator = ConvolutionOperator(kernels, (40, 40), margin=4)
@@ -188,7 +228,9 @@ def run_training(problem: TrainingProblem, network: torch.nn.Module, predict: An
 def test_training_on_crops_keeps_the_best_weights() -> None:
     problem, network = small_problem()
     ones = torch.ones(1, 48, 48)
-    result = run_training(problem, network, lambda region: network(ones[:, region[0], region[1]])[0], crop=24)
+    result = run_training(
+        problem, network, lambda region, turn: network(ones[:, region[0], region[1]])[0], crop=24
+    )
     latent = result.latents[0]
     assert latent.shape == (48, 48)
     best = min(result.history, key=lambda entry: entry["held_out"])
@@ -201,7 +243,7 @@ def test_training_that_diverges_is_retried_and_reported() -> None:
     problem, network = small_problem()
     calls = []
 
-    def broken(region: tuple[slice, slice]) -> torch.Tensor:
+    def broken(region: tuple[slice, slice], turn: int) -> torch.Tensor:
         calls.append(region)
         ones = torch.ones(1, region[0].stop - region[0].start, region[1].stop - region[1].start)
         return network(ones)[0] * (torch.nan if torch.is_grad_enabled() else 1.0)
@@ -230,7 +272,7 @@ def test_one_network_serves_several_stacks() -> None:
     trained = restore(other, "astroclearnet", weights=weights, width=8, n_realizations=0)
     untrained = {name: torch.zeros_like(value) for name, value in weights.items()}
     start = restore(other, "astroclearnet", weights=untrained, width=8, n_realizations=0)
-    assert trained.history[0]["held_out"] < start.history[0]["held_out"]
+    assert trained.history[0]["objective"] < start.history[0]["objective"]
     assert float(trained.image[10:30, 10:30].sum()) == pytest.approx(1000.0, rel=0.1)
 
 

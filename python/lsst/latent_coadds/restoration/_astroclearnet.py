@@ -22,16 +22,19 @@ from torch import nn
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._imagemm import make_operator, split_target, stamp_size
+from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
+from ._member import Twin
 from ._network import LatentNetwork, PublishedNetwork
+from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import AstroClearNetSettings, DirectSettings
 from ._stack import ExposureStack
-from ._training import Region, TrainingOptions, TrainingProblem
+from ._training import TrainingOptions
 
 
 def restore_astroclearnet(
@@ -83,7 +86,9 @@ def restore_astroclearnet(
     )
 
 
-def prepare(stack: ExposureStack, settings: AstroClearNetSettings, generator: torch.Generator) -> Preparation:
+def prepare(
+    stack: ExposureStack, settings: AstroClearNetSettings, generator: torch.Generator | None
+) -> Preparation:
     """Make a stack ready for the network."""
     start = time.perf_counter()
     published = settings.form == "published"
@@ -95,7 +100,7 @@ def prepare(stack: ExposureStack, settings: AstroClearNetSettings, generator: to
     subset = stack.without(held_out)
     data = fill_data(subset, direct_coadd(subset, DirectSettings(clip=True)))
     make = _published if published else _improved
-    make_network, predict, respond = make(stack, settings, quadratic, data, spread)
+    make_network, predict, respond, implant = make(stack, settings, quadratic, data, spread)
     corrects = not published and settings.residual_damping > 0.0
     correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
     return Preparation(
@@ -108,19 +113,22 @@ def prepare(stack: ExposureStack, settings: AstroClearNetSettings, generator: to
         output=Output(operator, correction, smoothing),
         psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
         timings={"prepare": time.perf_counter() - start},
+        implant=implant,
     )
 
 
 def training_options(settings: AstroClearNetSettings) -> TrainingOptions:
     """Return how the network is trained."""
-    names = [field.name for field in dataclasses.fields(TrainingOptions)]
-    return TrainingOptions(**{name: getattr(settings, name) for name in names})
+    names = [field.name for field in dataclasses.fields(TrainingOptions) if hasattr(settings, field.name)]
+    turns = 1 if settings.form == "published" else 8
+    return TrainingOptions(turns=turns, **{name: getattr(settings, name) for name in names})
 
 
 _Parts = tuple[
     Callable[[], nn.Module],
-    Callable[[nn.Module, Region], torch.Tensor],
+    Callable[[nn.Module, Region, int], torch.Tensor],
     Callable[[nn.Module, HuberFidelity], torch.Tensor],
+    Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None,
 ]
 
 
@@ -131,7 +139,7 @@ def _improved(
     data: torch.Tensor,
     spread: float,
 ) -> _Parts:
-    """Return how the network is made, used, and used on other data."""
+    """Return how the network is made, used, used on other data, and shown known sources."""
     weights = stack.exposure_weights()
     predictor = LatentPredictor(quadratic, spread, weights, skip=settings.skip, softness=0.1)
     inputs = predictor.encode(data)
@@ -148,7 +156,21 @@ def _improved(
     def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
         return predictor.predict(network, predictor.encode(problem.image), (rows, columns))
 
-    return make_network, lambda network, region: predictor.predict(network, inputs, region), respond
+    def predict(network: nn.Module, region: Region, turn: int) -> torch.Tensor:
+        return predictor.predict(network, inputs, region, turn)
+
+    maker = SourceMaker.from_quadratic(quadratic, spread)
+
+    def implant(network: nn.Module, problem: TrainingProblem, generator: torch.Generator) -> Twin:
+        sources = maker.draw(generator).to(data)
+        seen = predictor.encode(data + problem.operator.forward(sources))
+
+        def predict_twin(region: Region, turn: int) -> torch.Tensor:
+            return predictor.predict(network, seen, region, turn)
+
+        return Twin(predict_twin, problem.implanted(sources), sources, predictor.sigma)
+
+    return make_network, predict, respond, implant
 
 
 def _published(
@@ -172,7 +194,7 @@ def _published(
     def make_network() -> nn.Module:
         return PublishedNetwork(stack.n_exposures, width=settings.width).to(data)
 
-    def predict(network: nn.Module, region: Region) -> torch.Tensor:
+    def predict(network: nn.Module, region: Region, turn: int) -> torch.Tensor:
         return sigma * network(inputs[:, region[0], region[1]])
 
-    return make_network, predict, lambda network, problem: sigma * network(scaled(problem.image))
+    return make_network, predict, lambda network, problem: sigma * network(scaled(problem.image)), None

@@ -29,12 +29,13 @@ from ._fit import evaluate
 from ._holes import fill_holes
 from ._kernels import convolve, gaussian_kernel
 from ._operators import ConvolutionOperator
+from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
-from ._training import Training, TrainingProblem
+from ._training import Training
 from ._uncertainty import find_sources, perturb, smooth_variance
 
 LARGEST_EXPONENT = 16.0
@@ -42,9 +43,9 @@ LARGEST_EXPONENT = 16.0
 
 
 def split_pixels(
-    stack: ExposureStack, fraction: float, delta: float, generator: torch.Generator
+    stack: ExposureStack, fraction: float, delta: float, generator: torch.Generator | None
 ) -> tuple[torch.Tensor, HuberFidelity, HuberFidelity]:
-    """Hold out a random part of the pixels.
+    """Hold out a random part of the pixels; none without a generator.
 
     Returns
     -------
@@ -53,8 +54,9 @@ def split_pixels(
     training, test : `HuberFidelity`
         Data terms without them, and of them alone.
     """
-    draw = torch.rand(stack.image.shape, generator=generator) < fraction
-    held_out = draw.to(stack.image.device)
+    held_out = torch.zeros_like(stack.good)
+    if generator is not None:
+        held_out = (torch.rand(stack.image.shape, generator=generator) < fraction).to(stack.image.device)
     inverse_sigma = stack.inverse_variance.sqrt()
     training, test = (
         HuberFidelity(stack.image, inverse_sigma * chosen, delta) for chosen in (~held_out, held_out)
@@ -67,12 +69,12 @@ class Inputs:
     """What a network sees, on the grid of the latent image.
 
     ``features`` (F, h, w) and ``exposures`` (T, 2, h, w) are in the asinh
-    domain, and so is ``base`` (h, w), to which the network adds.
+    domain; the network adds to the feature with the number ``base``.
     """
 
     features: torch.Tensor
     exposures: torch.Tensor
-    base: torch.Tensor
+    base: int
 
 
 class LatentPredictor:
@@ -143,18 +145,39 @@ class LatentPredictor:
         features = torch.asinh(torch.stack(images) / self.sigma)
         noise = self.weights.clamp_min(1e-6 * float(self.weights.max())).rsqrt()[:, None, None]
         exposures = torch.stack([data / noise, (data - coadd) / noise], dim=1)
-        base = {"coadd": features[0], "linear": features[1], "seed": features[-1]}[self.skip]
+        base = {"coadd": 0, "linear": 1, "seed": len(features) - 1}[self.skip]
         return Inputs(features, torch.asinh(operator.extend(exposures)), base)
 
-    def predict(self, network: nn.Module, inputs: Inputs, region: tuple[slice, slice]) -> torch.Tensor:
-        """Return the latent image of a region."""
-        rows, columns = region
-        change = network(
-            inputs.features[:, rows, columns], inputs.exposures[:, :, rows, columns], self.pooling
-        )
-        exponent = (inputs.base[rows, columns] + change).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
+    def predict(self, network: nn.Module, inputs: Inputs, region: Region, turn: int = 0) -> torch.Tensor:
+        """Return the latent image of a region.
+
+        Parameters
+        ----------
+        network : `torch.nn.Module`
+            The network.
+        inputs : `Inputs`
+            What it sees.
+        region : `tuple` [ `slice`, `slice` ]
+            Rows and columns of the latent image.
+        turn : `int`, optional
+            Which of the eight turned and mirrored images the network sees;
+            the result is turned back.
+        """
+        features, exposures = (a[..., region[0], region[1]] for a in (inputs.features, inputs.exposures))
+        change = _turn_back(network(_turn(features, turn), _turn(exposures, turn), self.pooling), turn)
+        exponent = (features[inputs.base] + change).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
         signal = torch.sinh(exponent)
         return 0.5 * self.sigma * (signal + torch.sqrt(signal**2 + self.softness**2))
+
+
+def _turn(images: torch.Tensor, turn: int) -> torch.Tensor:
+    """Turn images by ``turn`` right angles; mirror them from 4 on."""
+    return torch.rot90(images.flip(-1) if turn >= 4 else images, turn % 4, (-2, -1))
+
+
+def _turn_back(images: torch.Tensor, turn: int) -> torch.Tensor:
+    images = torch.rot90(images, -(turn % 4), (-2, -1))
+    return images.flip(-1) if turn >= 4 else images
 
 
 def fill_data(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("Preparation", "Weights", "restore_learned", "train_network")
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +23,12 @@ from torch import nn
 
 from ._fidelity import HuberFidelity
 from ._learned import Output, check_not_empty, describe
+from ._member import Member, Twin
+from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._restoration import Restoration
 from ._stack import ExposureStack
-from ._training import Member, Region, TrainingOptions, TrainingProblem, apply, train
+from ._training import Training, TrainingOptions, apply, train
 
 Weights = dict[str, torch.Tensor]
 ProgressCallback = Callable[[int, int, float], None]
@@ -44,7 +47,8 @@ class Preparation:
     make_network : `~collections.abc.Callable`
         Returns a network with its first weights.
     predict : `~collections.abc.Callable`
-        Returns the latent image of a region, from the network.
+        Returns the latent image of a region, from the network, for inputs
+        turned in one of eight ways.
     respond : `~collections.abc.Callable`
         Returns the latent image of other data without gaps, from the network.
     quadratic : `NonNegativeQuadratic`
@@ -55,24 +59,29 @@ class Preparation:
         PSF of the result.
     timings : `dict` [ `str`, `float` ]
         Seconds by name of the stage.
+    implant : `~collections.abc.Callable`, optional
+        Returns a `Twin` for a network, a problem and a random generator.
     """
 
     problem: TrainingProblem
     rejected: torch.Tensor
     make_network: Callable[[], nn.Module]
-    predict: Callable[[nn.Module, Region], torch.Tensor]
+    predict: Callable[[nn.Module, Region, int], torch.Tensor]
     respond: Callable[[nn.Module, HuberFidelity], torch.Tensor]
     quadratic: NonNegativeQuadratic
     output: Output
     psf: torch.Tensor
     timings: dict[str, float]
+    implant: Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None = None
 
     def member(self, network: nn.Module) -> Member:
         """Return the stack as one that a network can be trained on."""
-        return Member(lambda region: self.predict(network, region), self.problem, self.rejected)
+        implant = None if self.implant is None else functools.partial(self.implant, network)
+        return Member(functools.partial(self.predict, network), self.problem, self.rejected, implant)
 
 
-Prepare = Callable[[ExposureStack, Any, torch.Generator], Preparation]
+Prepare = Callable[[ExposureStack, Any, torch.Generator | None], Preparation]
+"""Makes a stack ready; without a generator no pixels are held out."""
 
 
 def _make_network(preparation: Preparation, weights: Weights | None, generator: torch.Generator) -> nn.Module:
@@ -165,17 +174,25 @@ def restore_learned(
         Weights of a trained network, which is applied as it is. Without them
         a network is trained on this stack.
     """
-    preparation = prepare(stack, settings, generator)
-    start = time.perf_counter()
+    timings: dict[str, float] = {}
+    trained: Training | None = None
+    if weights is None:
+        start = time.perf_counter()
+        preparation = prepare(stack, settings, generator)
+        network = _make_network(preparation, None, generator)
+        trained = train(
+            network, [preparation.member(network)], options, generator=generator, progress=progress
+        )
+        weights = {name: value.detach() for name, value in network.state_dict().items()}
+        timings["network"] = time.perf_counter() - start
+    # The result is made of all pixels, those that were held out included.
+    preparation = prepare(stack, settings, None)
     network = _make_network(preparation, weights, generator)
     member = preparation.member(network)
-    if weights is None:
-        result = train(network, [member], options, generator=generator, progress=progress)
-    else:
-        result = apply(member, options.reject_sigma)
+    result = apply(member, options.reject_sigma)
     check_not_empty(member.problem, preparation.quadratic, result.latents[0])
-    timings = preparation.timings
-    timings["network"] = time.perf_counter() - start
+    if trained is not None:
+        result = dataclasses.replace(trained, latents=result.latents, rejected=result.rejected)
     restoration = describe(
         stack,
         preparation.quadratic,
@@ -185,7 +202,7 @@ def restore_learned(
         settings=settings,
         method=method,
         psf=preparation.psf,
-        timings=timings,
+        timings=timings | preparation.timings,
         generator=generator,
     )
     restoration.weights = {name: value.detach().cpu() for name, value in network.state_dict().items()}

@@ -114,6 +114,8 @@ class LatentNetwork(nn.Module):
         multiple = 2**self.depth
         pad = (0, -width % multiple, 0, -height % multiple)
         features, exposures = (functional.pad(a, pad, mode="replicate") for a in (features[None], exposures))
+        # Convolutions of few channels are fastest so.
+        features, exposures = (a.contiguous(memory_format=torch.channels_last) for a in (features, exposures))
         encoded = self.encoder(exposures)
         pooling = weights[:, None, None, None]
         mean = (pooling * encoded).sum(dim=0, keepdim=True)

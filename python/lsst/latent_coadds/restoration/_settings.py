@@ -182,17 +182,30 @@ class AstroClearNetSettings(_Checked):
     )
     width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
     depth: int = _setting(3, "Improved form: number of halvings of the resolution.", min=0, max=5)
-    n_iter: int = _setting(600, "Largest number of training steps.", min=1)
-    learning_rate: float = _setting(3e-3, "Largest learning rate of AdamW.", min=0.0)
+    n_iter: int = _setting(800, "Largest number of training steps.", min=1)
+    learning_rate: float = _setting(1e-2, "Largest learning rate of AdamW.", min=0.0)
+    implants: float = _setting(
+        3.0,
+        "Improved form: weight of the error on stars and galaxies of known light that are added to the "
+        "exposures during training, against the misfit of the exposures; 0 trains on the exposures alone.",
+        min=0.0,
+    )
+    average: float = _setting(
+        0.99,
+        "Decay per step of the running mean of the network's weights, which is what is kept; 0 keeps the "
+        "weights of single steps.",
+        min=0.0,
+        max=0.9999,
+    )
     warm_up: int = _setting(20, "Steps over which the rate rises.", min=0)
     weight_decay: float = _setting(0.01, "Weight decay of AdamW.", min=0.0)
     clip_norm: float = _setting(1.0, "Largest norm of the gradient of the weights.", min=0.0)
     held_out: float = _setting(
         0.03, "Fraction of pixels that is held out, to choose the best step.", min=0.001, max=0.5
     )
-    check_every: int = _setting(10, "Steps between looks at the held-out pixels.", min=1)
-    patience: int = _setting(15, "Looks without improvement after which training ends.", min=1)
-    crop: int = _setting(192, "Largest width of the latent image that a step uses.", min=64)
+    check_every: int = _setting(20, "Steps between looks at the held-out pixels.", min=1)
+    patience: int = _setting(20, "Looks without improvement after which training ends.", min=1)
+    crop: int = _setting(128, "Largest width of the latent image that a step uses.", min=64)
     time_limit: float = _setting(0.0, "End training after this many seconds; 0 means no limit.", min=0.0)
     huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
     reject_sigma: float = _setting(

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Member", "Training", "TrainingOptions", "TrainingProblem", "apply", "train")
+__all__ = ("Training", "TrainingOptions", "apply", "train")
 
 import dataclasses
 import math
@@ -22,74 +22,12 @@ import torch
 from torch import nn
 
 from ._errors import RestorationError
-from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._member import Member, Twin
 from ._operators import ConvolutionOperator
-from ._rejection import reject_outliers
+from ._problem import Region, TrainingProblem
 
 ProgressCallback = Callable[[int, int, float], None]
-Region = tuple[slice, slice]
-Predictor = Callable[[Region], torch.Tensor]
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingProblem:
-    """What is to be fitted, and what is held out.
-
-    Attributes
-    ----------
-    kernels : `torch.Tensor`, shape (T, k, k)
-        Kernels of the forward model.
-    operator : `ConvolutionOperator`
-        The forward model of whole exposures.
-    training, held_out : `HuberFidelity`
-        Data terms of two disjoint sets of pixels.
-    """
-
-    kernels: torch.Tensor
-    operator: ConvolutionOperator
-    training: HuberFidelity
-    held_out: HuberFidelity
-
-    def loss(self, fidelity: HuberFidelity, latent: torch.Tensor) -> float:
-        """Return the mean loss per pixel of a latent image."""
-        value = 0.0
-        lifted = self.operator.lift(self.operator.transform(latent))
-        for which in self.operator.chunks():
-            residual = fidelity.residual(self.operator.predict(lifted, which), which)
-            value += float(fidelity.value(residual))
-        return value / max(1, int((fidelity.inverse_sigma > 0).sum()))
-
-    def without(self, rejected: torch.Tensor) -> TrainingProblem:
-        """Return the problem without the pixels (T, H, W) that are `True`."""
-        training, held_out = self.training.without(rejected), self.held_out.without(rejected)
-        return dataclasses.replace(self, training=training, held_out=held_out)
-
-    def find_outliers(self, latent: torch.Tensor, n_sigma: float) -> torch.Tensor:
-        """Return what of single exposures (T, H, W) a latent image lacks."""
-        transform = self.operator.transform(latent)
-        fidelity = HuberFidelity(
-            self.training.image,
-            self.training.inverse_sigma + self.held_out.inverse_sigma,
-            self.training.delta,
-        )
-        return reject_outliers(self.operator, fidelity, transform, n_sigma)
-
-    def crop(self, size: int) -> tuple[ConvolutionOperator, tuple[int, int]]:
-        """Return the operator for crops, and the shape of a latent crop."""
-        margin = self.operator.margin
-        height, width = (min(n, size) for n in self.operator.latent_shape)
-        if (height, width) == self.operator.latent_shape:
-            return self.operator, (height, width)
-        shape = (height - 2 * margin, width - 2 * margin)
-        return ConvolutionOperator(self.kernels, shape, margin=margin), (height, width)
-
-    def cut(self, region: Region) -> HuberFidelity:
-        """Return the training data of a region of the latent image."""
-        margin = self.operator.margin
-        rows, columns = (slice(s.start, s.stop - 2 * margin) for s in region)
-        full = self.training
-        return HuberFidelity(full.image[:, rows, columns], full.inverse_sigma[:, rows, columns], full.delta)
 
 
 @dataclasses.dataclass
@@ -104,37 +42,6 @@ class Training:
     history: list[dict[str, Any]]
     n_iterations: int
     converged: bool
-
-
-@dataclasses.dataclass
-class Member:
-    """One of the stacks that a network is trained on.
-
-    Attributes
-    ----------
-    predict : `~collections.abc.Callable`
-        Returns the latent image of a region, with the network as it is.
-    problem : `TrainingProblem`
-        Data and forward model.
-    rejected : `torch.Tensor` of bool, shape (T, H, W)
-        Pixels that are left out.
-    """
-
-    predict: Predictor
-    problem: TrainingProblem
-    rejected: torch.Tensor
-
-    def whole(self) -> torch.Tensor:
-        """Return the whole latent image."""
-        height, width = self.problem.operator.latent_shape
-        with torch.no_grad():
-            return self.predict((slice(0, height), slice(0, width)))
-
-    def reject(self, latent: torch.Tensor, n_sigma: float) -> None:
-        """Leave out what of single exposures a latent image lacks."""
-        found = self.problem.find_outliers(latent, n_sigma)
-        self.rejected = self.rejected | found
-        self.problem = self.problem.without(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +63,14 @@ class TrainingOptions:
     reject_sigma : `float`
         Residual at which a pixel of one exposure is left out after half of
         the steps; 0 leaves out none.
+    implants : `float`
+        Weight of the error on sources of known light; 0 uses none.
+    turns : `int`
+        Number of ways, 1 to 8, in which inputs are turned and mirrored.
+    average : `float`
+        Decay per step of the running mean of the weights, which is what
+        held-out pixels judge and what is kept; 0 keeps the weights as they
+        are.
     """
 
     n_iter: int
@@ -168,6 +83,9 @@ class TrainingOptions:
     patience: int
     time_limit: float
     reject_sigma: float
+    implants: float = 0.0
+    turns: int = 1
+    average: float = 0.0
 
 
 def train(
@@ -200,24 +118,31 @@ def train(
         weights and at a lower rate.
     """
     state = _State(network, members, options, progress)
-    crops = [member.problem.crop(options.crop) for member in members]
+    crops = _Crops(options.crop)
+    twins: dict[int, Twin] = {}
     rate, failures, iteration = options.learning_rate, 0, 0
     optimizer = _make_optimizer(network, rate, options.weight_decay)
     while True:
-        if (iteration % options.check_every == 0 or iteration == options.n_iter) and state.check(iteration):
-            break
+        if iteration % options.check_every == 0 or iteration == options.n_iter:
+            twins.clear()
+            if state.check(iteration):
+                break
         iteration += 1
         _set_rate(optimizer, rate * _schedule(iteration, options.n_iter, options.warm_up))
-        chosen = int(torch.randint(len(members), (1,), generator=generator)) if len(members) > 1 else 0
-        member, (operator, shape) = members[chosen], crops[chosen]
-        region = _place(member.problem.operator.latent_shape, shape, generator)
-        data = member.problem.cut(region)
-        if _step(network, member.predict, operator, data, region, optimizer, options.clip_norm):
+        chosen = _draw(len(members), generator)
+        member = members[chosen]
+        if options.implants > 0.0 and member.implant is not None and chosen not in twins:
+            twins = {chosen: member.implant(member.problem, generator)}
+        operator, region = crops.place(member.problem, generator)
+        turn = _draw(options.turns, generator)
+        gradient = _Gradient(member, twins.get(chosen), operator, region, turn, options.implants)
+        if _step(network, gradient, optimizer, options.clip_norm):
+            state.average(iteration)
             continue
         failures += 1
         if failures == 3:
             raise RestorationError("Training diverged three times; check the scale of image and variance.")
-        network.load_state_dict(state.best)
+        state.restore()
         rate *= 0.3
         optimizer = _make_optimizer(network, rate, options.weight_decay)
     return state.result(iteration)
@@ -240,13 +165,33 @@ class _State:
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.best = _weights(network)
+        self.mean = _weights(network)
         self.best_loss = math.inf
         self.since = 0
         self.converged = False
         self.latents: list[torch.Tensor] = []
 
+    def average(self, iteration: int) -> None:
+        """Move the mean of the weights towards the present ones."""
+        # Early on over fewer steps, so that the first weights are soon forgotten.
+        decay = min(self.options.average, iteration / (iteration + 9.0))
+        for name, value in self.network.state_dict().items():
+            self.mean[name].lerp_(value, 1.0 - decay)
+
+    def restore(self) -> None:
+        """Go back to the best weights."""
+        self.network.load_state_dict(self.best)
+        self.mean = _weights(self.network)
+
     def check(self, iteration: int) -> bool:
         """Look at the held-out pixels; return whether to end."""
+        present = _weights(self.network)
+        self.network.load_state_dict(self.mean)
+        end = self._judge(iteration)
+        self.network.load_state_dict(present)
+        return end
+
+    def _judge(self, iteration: int) -> bool:
         options = self.options
         latents = [member.whole() for member in self.members]
         half = options.n_iter // 2 // options.check_every * options.check_every
@@ -293,6 +238,7 @@ def apply(member: Member, reject_sigma: float) -> Training:
     if reject_sigma > 0.0:
         member.reject(latent, reject_sigma)
     entry = {"iteration": 0, **_losses([member], [latent]), "seconds": time.perf_counter() - start}
+    del entry["held_out"]
     return Training([latent], [member.rejected], [entry], 0, True)
 
 
@@ -329,32 +275,75 @@ def _schedule(iteration: int, n_iter: int, warm_up: int) -> float:
     return min(1.0, iteration / max(1, warm_up)) * fall
 
 
-def _place(full: tuple[int, int], shape: tuple[int, int], generator: torch.Generator) -> Region:
-    starts = [
-        int(torch.randint(n - m + 1, (1,), generator=generator)) for n, m in zip(full, shape, strict=True)
-    ]
-    rows, columns = (slice(s, s + m) for s, m in zip(starts, shape, strict=True))
-    return rows, columns
+def _draw(n: int, generator: torch.Generator) -> int:
+    return int(torch.randint(n, (1,), generator=generator)) if n > 1 else 0
+
+
+class _Crops:
+    """Places of crops, and operators for them."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._operators: dict[tuple[int, tuple[int, ...]], ConvolutionOperator] = {}
+
+    def place(
+        self, problem: TrainingProblem, generator: torch.Generator
+    ) -> tuple[ConvolutionOperator, Region]:
+        """Return a random crop, and its operator."""
+        full = problem.operator
+        shape = tuple(min(n, self.size) for n in full.latent_shape)
+        starts = [
+            int(torch.randint(n - m + 1, (1,), generator=generator))
+            for n, m in zip(full.latent_shape, shape, strict=True)
+        ]
+        rows, columns = (slice(s, s + m) for s, m in zip(starts, shape, strict=True))
+        if full.n_terms > 1:
+            # Its kernels are those of the place.
+            return problem.crop((rows, columns)), (rows, columns)
+        key = (id(problem.kernels), shape)
+        if key not in self._operators:
+            self._operators[key] = problem.crop((rows, columns))
+        return self._operators[key], (rows, columns)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gradient:
+    """Loss of a region, by its gradient with respect to the latent image."""
+
+    member: Member
+    twin: Twin | None
+    operator: ConvolutionOperator
+    region: Region
+    turn: int
+    weight: float
+
+    def predict(self) -> torch.Tensor:
+        """Return the latent image."""
+        source = self.member if self.twin is None else self.twin
+        return source.predict(self.region, self.turn)
+
+    def __call__(self, latent: torch.Tensor) -> torch.Tensor:
+        """Return the gradient at the latent image."""
+        source = self.member if self.twin is None else self.twin
+        fidelity = source.problem.cut(self.region)
+        _, slope = evaluate(self.operator, fidelity, self.operator.transform(latent))
+        gradient = self.operator.untransform(slope)
+        if self.twin is not None:
+            plain = self.member.predict(self.region, self.turn)
+            gradient += self.weight * self.twin.error(latent, plain, self.region)
+        return gradient / max(1, int((fidelity.inverse_sigma > 0).sum()))
 
 
 def _step(
-    network: nn.Module,
-    predict: Predictor,
-    operator: ConvolutionOperator,
-    fidelity: HuberFidelity,
-    region: Region,
-    optimizer: torch.optim.Optimizer,
-    clip_norm: float,
+    network: nn.Module, gradient: _Gradient, optimizer: torch.optim.Optimizer, clip_norm: float
 ) -> bool:
     """Make one step; return whether it was finite."""
     optimizer.zero_grad()
     with torch.enable_grad():
-        latent = predict(region)
+        latent = gradient.predict()
     if not bool(torch.isfinite(latent).all()):
         return False
-    _, slope = evaluate(operator, fidelity, operator.transform(latent.detach()))
-    n_pixels = max(1, int((fidelity.inverse_sigma > 0).sum()))
-    latent.backward(operator.untransform(slope) / n_pixels)
+    latent.backward(gradient(latent.detach()))
     norm = nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
     if not bool(torch.isfinite(norm)):
         return False
