@@ -87,10 +87,9 @@ def clock(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def transforms(shape: tuple[int, int], n_exposures: int, device: str) -> Callable[[], None]:
+def transforms(shape: tuple[int, int], n_exposures: int, chunk: int, device: str) -> Callable[[], None]:
     """Return the 2 T + 2 real transforms of an update, as the update batches them."""
     one = torch.randn(shape, device=device)
-    chunk = max(1, min(n_exposures, 2**28 // (8 * 4 * shape[0] * shape[1])))
     many = torch.randn((chunk, *shape), device=device)
 
     def work() -> None:
@@ -158,8 +157,8 @@ def main() -> None:
         f"{arguments.exposures} exposures of {arguments.size} x {arguments.size}"
     )
     margin = min(stack.psf.shape[-1] // 2, 16)
-    padded = ConvolutionOperator(stack.psf, stack.shape, margin=margin).fft_shape
-    floor = transforms(padded, arguments.exposures, device)
+    operator = ConvolutionOperator(stack.psf.to(device), stack.shape, margin=margin)
+    floor = transforms(operator.fft_shape, arguments.exposures, operator.chunk, device)
     floor()
     ratios = []
     for _ in range(arguments.repeats):

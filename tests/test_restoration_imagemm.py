@@ -324,3 +324,30 @@ def test_surroundings_hold_what_the_data_show() -> None:
     assert weight[14:18, 13:16].min() > 0.9 and weight[29:32, 31:34].min() > 0.9
     # Noise of the sky passes for a source now and then.
     assert weight[empty].mean() < 0.25
+
+
+@pytest.mark.parametrize("shape", [(40, 52), (37, 45)])
+def test_wide_gaussians_stand_on_every_second_pixel(shape: tuple[int, int]) -> None:
+    kernels = gaussian_kernel(3.0, 11)[None]
+    operator = ConvolutionOperator(kernels, shape, margin=4, padding=10)
+    quadratic = NonNegativeQuadratic(operator, torch.ones(1), scales=(0.0, 2.5), penalties=(0.4, 0.0))
+    rows, columns = operator.latent_shape
+    n_points = rows * columns
+    n_wide = -(-rows // 2) * -(-columns // 2)
+    z = torch.zeros(n_points + n_wide, dtype=torch.float64)
+    z[n_points + 10 * -(-columns // 2) + 9] = 100.0
+    y, x = np.mgrid[:rows, :columns]
+    expected = 100.0 * np.exp(-0.5 * ((y - 20) ** 2 + (x - 18) ** 2) / 2.5**2) / (2.0 * np.pi * 2.5**2)
+    np.testing.assert_allclose(quadratic.latent(z).numpy(), expected, atol=1e-3 * expected.max())
+    assert quadratic.penalty(z) == 0.0
+
+    generator = torch.Generator().manual_seed(0)
+    z = torch.rand(len(z), generator=generator, dtype=torch.float64)
+    image = torch.randn((rows, columns), generator=generator, dtype=torch.float64)
+    left = float((quadratic.latent(z) * image).sum())
+    right = float((z * quadratic._project(operator.transform(image))).sum())
+    assert left == pytest.approx(right, rel=1e-10)
+    halved = quadratic.select(z, (torch.arange(columns) < 20).to(z).expand(rows, columns))
+    assert float(quadratic.latent(halved)[:, 35:].abs().max()) < 1e-2
+    uniform = quadratic.latent(quadratic.divide(torch.ones((rows, columns), dtype=torch.float64)))
+    assert float((uniform[14:-14, 14:-14] - 1.0).abs().max()) < 1e-3

@@ -193,7 +193,7 @@ def fit_accelerated(
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
-        plain = quadratic.solve(accepted, gradient, n_steps, damping=damping)
+        plain = quadratic.solve(accepted, gradient, n_steps, damping=damping, transform=transform)
         beta, following = momentum(t)
         candidate = torch.add(plain, plain - previous, alpha=beta).clamp_min_(0.0)
         trial = quadratic.combine(candidate)
@@ -262,4 +262,4 @@ def _published_ratio(
     # Rounding of the transforms must not move pixels that no exposure sees.
     seen = denominator > 1e-5 * denominator.max()
     ratio = torch.where(seen, numerator / denominator, torch.ones_like(numerator))
-    return objective, ratio, (latent[None], transform, torch.zeros_like(transform))
+    return objective, ratio, (latent.reshape(-1), transform, torch.zeros_like(transform))

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "make_correction",
     "make_operator",
     "make_quadratic",
     "restore_imagemm",
@@ -117,7 +118,7 @@ def restore_imagemm(
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
     size = stamp_size(stack, settings.target_fwhm)
     narrow = gaussian_kernel(smoothing, size)
-    correction = _make_correction(quadratic, fidelity, spread, settings) if accelerated else None
+    correction = make_correction(quadratic, fidelity, spread, settings) if accelerated else None
 
     def correct(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return transform if correction is None else correction.correct(transform, gradient)
@@ -232,11 +233,14 @@ def start_accelerated(
         data = torch.where(coadd.kept[which], stack.image[which], around)
         residual = operator.predict(lifted, which) - data
         total += operator.back_project(weights[which, None, None] * residual, which)
-    return quadratic.solve(coefficients, operator.lower(total), n_steps)
+    return quadratic.solve(coefficients, operator.lower(total), n_steps, transform=transform)
 
 
-def _make_correction(
-    quadratic: NonNegativeQuadratic, fidelity: HuberFidelity, spread: float, settings: ImageMMSettings
+def make_correction(
+    quadratic: NonNegativeQuadratic,
+    fidelity: HuberFidelity,
+    spread: float,
+    settings: ImageMMSettings | AstroClearNetSettings,
 ) -> AdaptiveCorrection | ResidualCorrection | None:
     """Return the correction that settings ask for."""
     damping, sky_damping = settings.residual_damping, settings.sky_damping

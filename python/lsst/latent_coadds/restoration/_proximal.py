@@ -20,6 +20,11 @@ import torch
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel
 from ._operators import ConvolutionOperator
 
+_COARSE_SCALE = 2.0
+"""Gaussians of at least this standard deviation (px) stand on every second
+pixel: their transform has fallen below 1e-2 where that grid ends.
+"""
+
 
 def momentum(t: float) -> tuple[float, float]:
     """Return Nesterov's factor for step ``t``, and the next ``t``."""
@@ -27,14 +32,87 @@ def momentum(t: float) -> tuple[float, float]:
     return (t - 1.0) / following, following
 
 
+class _Component:
+    """Coefficients of one scale, on the latent grid or on every second pixel of it.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        The forward model.
+    curvature : `torch.Tensor`
+        Transform of the curvature, real.
+    scale : `float`
+        Standard deviation of its Gaussians in pixels; 0 is a point.
+    start : `int`
+        Where its coefficients begin among those of all components.
+    """
+
+    def __init__(
+        self, operator: ConvolutionOperator, curvature: torch.Tensor, scale: float, start: int
+    ) -> None:
+        self.step = 2 if scale >= _COARSE_SCALE else 1
+        self.shape = tuple(-(-n // self.step) for n in operator.latent_shape)
+        self.part = slice(start, start + self.shape[0] * self.shape[1])
+        height, width = (n // self.step for n in operator.fft_shape)
+        self.fft_shape = (height, width)
+        size = min(2 * math.ceil(5.0 * scale) + 1, (min(operator.fft_shape) - 1) // 2 * 2 + 1)
+        kernel = gaussian_kernel(FWHM_PER_SIGMA * scale, size).to(curvature.device)
+        profile = centred_rfft2(kernel, operator.fft_shape).real.to(curvature)
+        self.noise = float(
+            torch.fft.irfft2(curvature * profile**2, s=operator.fft_shape)[0, 0].clamp_min(0.0).sqrt()
+        )
+        self.largest = float(curvature[0, 0] * profile[0, 0] ** 2) / self.step**2
+        self._above, self._below = (height + 1) // 2, height // 2
+        self._columns = width // 2 + 1
+        profile = self._low(profile).clone()
+        if self.step > 1:
+            # The highest frequency of an even grid stands for two.
+            if height % 2 == 0:
+                profile[self._above] = 0.0
+            if width % 2 == 0:
+                profile[:, -1] = 0.0
+        self._profile = profile.to(torch.complex64 if profile.dtype == torch.float32 else torch.complex128)
+        self._is_point = scale == 0.0
+
+    def _low(self, transform: torch.Tensor) -> torch.Tensor:
+        """Return the frequencies of a full transform that this grid has."""
+        if self.step == 1:
+            return transform
+        return torch.cat(
+            [transform[: self._above, : self._columns], transform[-self._below :, : self._columns]]
+        )
+
+    def add(self, z: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
+        """Add the padded transform of the light of coefficients (N,)."""
+        own = torch.fft.rfft2(z[self.part].view(self.shape), s=self.fft_shape)
+        if not self._is_point:
+            own *= self._profile
+        if self.step == 1:
+            return own if total is None else total.add_(own)
+        assert total is not None, "The first component has the full grid."
+        total[: self._above, : self._columns] += own[: self._above]
+        total[-self._below :, : self._columns] += own[self._above :]
+        return total
+
+    def project(self, transform: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the adjoint of `add` to coefficients (N,)."""
+        low = self._low(transform)
+        if not self._is_point:
+            low = low * self._profile
+        full = torch.fft.irfft2(low, s=self.fft_shape)
+        part = out[self.part].view(self.shape)
+        torch.mul(full[: self.shape[0], : self.shape[1]], 1.0 / self.step**2, out=part)
+
+
 class NonNegativeQuadratic:
     """Local quadratic models of the data term, in non-negative coefficients.
 
-    The latent image is a sum over scales: coefficients ``z`` of shape
-    (S, *latent_shape), z >= 0, each convolved with a Gaussian of its scale.
-    The curvature of the data term for spatially constant weights is a
-    convolution too, so a step costs two real transforms of one image per
-    scale, whatever the number of exposures.
+    The latent image is a sum over scales: coefficients z >= 0, each of which
+    stands for a Gaussian of its scale. They are one vector (N,), scale after
+    scale; wide Gaussians stand on every second pixel only. The curvature of
+    the data term for spatially constant weights is a convolution too, so a
+    step costs two real transforms of one image per scale (and a quarter of
+    that for wide Gaussians), whatever the number of exposures.
 
     Parameters
     ----------
@@ -43,7 +121,8 @@ class NonNegativeQuadratic:
     weights : `torch.Tensor`, shape (T,)
         Weight of each exposure.
     scales : `~collections.abc.Sequence` [ `float` ], optional
-        Standard deviations of the Gaussians in pixels; 0 is a point.
+        Standard deviations of the Gaussians in pixels, the first below 2; 0
+        is a point.
     penalties : `~collections.abc.Sequence` [ `float` ], optional
         Price of a coefficient of each scale, in units of the noise of the
         gradient with respect to it.
@@ -59,48 +138,65 @@ class NonNegativeQuadratic:
     ) -> None:
         self.operator = operator
         self.curvature = operator.power(weights)
-        self._floor = 0.01 / math.sqrt(float(weights.sum())) / len(scales)
-        largest_size = (min(operator.fft_shape) - 1) // 2 * 2 + 1
-        profiles = []
+        self._complex = torch.complex(self.curvature, torch.zeros_like(self.curvature))
+        self._components: list[_Component] = []
+        end = 0
         for scale in scales:
-            size = min(2 * math.ceil(5.0 * scale) + 1, largest_size)
-            kernel = gaussian_kernel(FWHM_PER_SIGMA * scale, size).to(self.curvature.device)
-            profiles.append(centred_rfft2(kernel, operator.fft_shape).real.to(self.curvature))
-        self._profiles = torch.stack(profiles)
-        power = self.curvature * self._profiles**2
-        self._largest = power[:, :1, :1].clone() * len(scales)
-        noise = torch.fft.irfft2(power, s=operator.fft_shape, dim=(-2, -1))[:, :1, :1].clamp_min(0.0).sqrt()
-        self._prices = noise * power.new_tensor(list(penalties))[:, None, None]
+            component = _Component(operator, self.curvature, scale, end)
+            self._components.append(component)
+            end = component.part.stop
+        self._floor = 0.01 / math.sqrt(float(weights.sum())) / len(scales)
+        self._largest, self._prices = self.curvature.new_empty(end), self.curvature.new_empty(end)
+        for component, penalty in zip(self._components, penalties, strict=True):
+            self._largest[component.part] = len(scales) * component.largest
+            self._prices[component.part] = penalty * component.noise
 
     @property
     def n_scales(self) -> int:
         """Number of scales, S."""
-        return len(self._profiles)
+        return len(self._components)
 
     def combine(self, z: torch.Tensor) -> torch.Tensor:
-        """Return the padded transform of the latent image of coefficients."""
-        return (self.operator.transform(z) * self._profiles).sum(dim=0)
+        """Return the padded transform of the latent image of coefficients (N,)."""
+        total = None
+        for component in self._components:
+            total = component.add(z, total)
+        assert total is not None
+        return total
 
     def latent(self, z: torch.Tensor) -> torch.Tensor:
-        """Return the latent image of coefficients."""
+        """Return the latent image of coefficients (N,)."""
         return self.operator.untransform(self.combine(z))
 
     def divide(self, latent: torch.Tensor) -> torch.Tensor:
         """Return coefficients that share a non-negative image among scales."""
-        return latent.expand(self.n_scales, -1, -1) / self.n_scales
+        shares = (c.step**2 / self.n_scales * latent[:: c.step, :: c.step] for c in self._components)
+        return torch.cat([share.reshape(-1) for share in shares])
+
+    def select(self, z: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Return coefficients (N,) times a plane of latent shape."""
+        planes = [where[:: c.step, :: c.step].reshape(-1) for c in self._components]
+        return z * torch.cat(planes)
 
     def penalty(self, z: torch.Tensor) -> float:
         """Return the price of coefficients."""
-        return float((z.sum(dim=(1, 2), dtype=torch.float64) * self._prices[:, 0, 0]).sum())
+        parts = (z[c.part].sum(dtype=torch.float64) * self._prices[c.part.start] for c in self._components)
+        return float(sum(parts))
 
     def solve(
-        self, z: torch.Tensor, gradient: torch.Tensor, n_steps: int, *, damping: float = 1.0
+        self,
+        z: torch.Tensor,
+        gradient: torch.Tensor,
+        n_steps: int,
+        *,
+        damping: float = 1.0,
+        transform: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return approximate minimisers of a quadratic model plus the price.
 
         Parameters
         ----------
-        z : `torch.Tensor`, shape (S, *latent_shape)
+        z : `torch.Tensor`, shape (N,)
             Non-negative coefficients: the expansion point and the start.
         gradient : `torch.Tensor`
             Padded transform of the gradient of the data term with respect to
@@ -109,6 +205,8 @@ class NonNegativeQuadratic:
             Number of steps.
         damping : `float`, optional
             Factor by which the curvature is raised.
+        transform : `torch.Tensor`, optional
+            What `combine` returns for ``z``, if it is known.
 
         Notes
         -----
@@ -116,29 +214,37 @@ class NonNegativeQuadratic:
         its own brightness over that of its surroundings, as in
         multiplicative updates, so that light concentrates into stars soon.
         """
-        curvature = damping * self.curvature
-        target = curvature * self.combine(z) - gradient
+        curvature = self._complex if damping == 1.0 else damping * self._complex
+        curved = self._project(curvature * (self.combine(z) if transform is None else transform))
+        slope = self._project(gradient).add_(self._prices)
+        target = curved - slope
         ahead, t = z, 1.0
-        step = z
         for i in range(n_steps):
+            if i > 0:
+                curved = self._project(self.combine(ahead).mul_(curvature))
+                slope = torch.sub(curved, target, out=slope)
             if i % 4 == 0:
-                step = self._step_lengths(z, damping)
-            slope = self._project(curvature * self.combine(ahead) - target).add_(self._prices)
+                step = self._step_lengths(ahead, curved, damping)
             new = torch.addcmul(ahead, step, slope, value=-1.0).clamp_min_(0.0)
-            if float(((ahead - new) / step * (new - z)).sum()) > 0.0:
+            move = new - z
+            if float(torch.dot(slope, move)) > 0.0:
                 t = 1.0
             beta, t = momentum(t)
-            ahead = torch.add(new, new - z, alpha=beta).clamp_min_(0.0)
+            ahead = torch.add(new, move, alpha=beta).clamp_min_(0.0) if beta > 0.0 else new
             z = new
         return z
 
     def _project(self, transform: torch.Tensor) -> torch.Tensor:
         """Apply the adjoint of `combine`."""
-        return self.operator.untransform(transform * self._profiles)
+        out = torch.empty_like(self._prices)
+        for component in self._components:
+            component.project(transform, out)
+        return out
 
-    def _step_lengths(self, z: torch.Tensor, damping: float) -> torch.Tensor:
-        z = z.clamp_min(self._floor)
+    def _step_lengths(self, z: torch.Tensor, curved: torch.Tensor, damping: float) -> torch.Tensor:
+        """Return the scale of the steps at ``z``, where the curvature gives ``curved``."""
         scale = damping * self._largest
-        curved = self._project(damping * self.curvature * self.combine(z))
-        lengths = z / torch.maximum(curved, 1e-6 * scale * self._floor)
+        # A pixel at the floor is as bright as surroundings at the floor.
+        bright = z.clamp_min(self._floor)
+        lengths = bright / torch.add(curved, scale, alpha=self._floor).clamp_min_(1e-30)
         return torch.minimum(torch.maximum(lengths, 0.3 / scale), 30.0 / scale)

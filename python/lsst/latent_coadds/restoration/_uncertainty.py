@@ -68,7 +68,7 @@ def realize_noise(
     noise are not in it.
     """
     operator = quadratic.operator
-    coefficients = coefficients * find_sources(fidelity, quadratic)
+    coefficients = quadratic.select(coefficients, find_sources(fidelity, quadratic))
     transform = quadratic.combine(coefficients)
     reference = finish(transform, torch.zeros_like(transform))
     results = []
@@ -130,7 +130,7 @@ def refit(
     seen = quadratic.combine(coefficients)
     slope = evaluate(quadratic.operator, problem, seen)[1]
     for _ in range(n_iter):
-        coefficients = quadratic.solve(coefficients, slope, n_steps)
+        coefficients = quadratic.solve(coefficients, slope, n_steps, transform=seen)
         seen = quadratic.combine(coefficients)
         slope = evaluate(quadratic.operator, problem, seen)[1]
     return coefficients, seen, slope
