@@ -28,13 +28,14 @@ from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
 from ._network import LatentNetwork
+from ._problem import TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
 from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import CombinedSettings, DirectSettings
 from ._stack import ExposureStack
-from ._training import TrainingOptions, TrainingProblem
+from ._training import TrainingOptions
 from ._uncertainty import find_sources, refit
 
 
@@ -117,7 +118,9 @@ def training_options(settings: CombinedSettings) -> TrainingOptions:
     )
 
 
-def prepare(stack: ExposureStack, settings: CombinedSettings, generator: torch.Generator) -> Preparation:
+def prepare(
+    stack: ExposureStack, settings: CombinedSettings, generator: torch.Generator | None
+) -> Preparation:
     """Fit ImageMM to a stack, and make it ready for the network."""
     start = time.perf_counter()
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
@@ -152,7 +155,7 @@ def prepare(stack: ExposureStack, settings: CombinedSettings, generator: torch.G
         problem=TrainingProblem(kernels, operator, training, test),
         rejected=rejected,
         make_network=lambda: LatentNetwork(predictor.n_features, width=settings.width).to(stack.image),
-        predict=lambda network, region: predictor.predict(network, inputs, region),
+        predict=lambda network, region, turn: predictor.predict(network, inputs, region, turn),
         respond=respond,
         quadratic=quadratic,
         output=Output(operator, correction, 0.0),
