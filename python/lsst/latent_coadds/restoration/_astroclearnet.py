@@ -21,7 +21,7 @@ from torch import nn
 
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
-from ._imagemm import make_operator, split_target, stamp_size
+from ._imagemm import make_correction, make_operator, split_target, stamp_size
 from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
@@ -30,7 +30,6 @@ from ._member import Twin
 from ._network import LatentNetwork, PublishedNetwork
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
-from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import AstroClearNetSettings, DirectSettings
 from ._stack import ExposureStack
@@ -101,8 +100,7 @@ def prepare(
     data = fill_data(subset, direct_coadd(subset, DirectSettings(clip=True)))
     make = _published if published else _improved
     make_network, predict, respond, implant = make(stack, settings, quadratic, data, spread)
-    corrects = not published and settings.residual_damping > 0.0
-    correction = ResidualCorrection(quadratic, spread, settings.residual_damping) if corrects else None
+    correction = None if published else make_correction(quadratic, training, spread, settings)
     return Preparation(
         problem=TrainingProblem(kernels, operator, training, test),
         rejected=torch.zeros_like(stack.good),

@@ -23,7 +23,14 @@ from torch import nn
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import Fit, fit_accelerated
-from ._imagemm import make_operator, make_quadratic, split_target, stamp_size, start_accelerated
+from ._imagemm import (
+    make_correction,
+    make_operator,
+    make_quadratic,
+    split_target,
+    stamp_size,
+    start_accelerated,
+)
 from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
@@ -31,7 +38,6 @@ from ._network import LatentNetwork
 from ._problem import TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
-from ._residual import ResidualCorrection
 from ._restoration import Restoration
 from ._settings import CombinedSettings, DirectSettings
 from ._stack import ExposureStack
@@ -146,10 +152,7 @@ def prepare(
         again = refit(seed.quadratic, problem, seed.quadratic.select(seed.coefficients, found))[1]
         return predictor.predict(network, predictor.encode(problem.image, seed.image(again)), (rows, columns))
 
-    corrects = settings.residual_damping > 0.0
-    correction = (
-        ResidualCorrection(quadratic, settings.target_fwhm, settings.residual_damping) if corrects else None
-    )
+    correction = make_correction(quadratic, training, settings.target_fwhm, settings)
     kernels = matching_kernels(stack.psf, settings.target_fwhm).to(stack.image)
     return Preparation(
         problem=TrainingProblem(kernels, operator, training, test),

@@ -31,7 +31,7 @@ from ._kernels import convolve, gaussian_kernel
 from ._operators import ConvolutionOperator
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
-from ._residual import ResidualCorrection
+from ._residual import AdaptiveCorrection, ResidualCorrection
 from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
@@ -194,14 +194,14 @@ class Output:
     ----------
     operator : `ConvolutionOperator`
         The forward model.
-    correction : `ResidualCorrection` or `None`
+    correction : `AdaptiveCorrection`, `ResidualCorrection` or `None`
         Linear correction for what was missed.
     smoothing : `float`
         FWHM of the Gaussian that is applied at the end.
     """
 
     operator: ConvolutionOperator
-    correction: ResidualCorrection | None
+    correction: AdaptiveCorrection | ResidualCorrection | None
     smoothing: float
 
     def correct(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
@@ -209,7 +209,7 @@ class Output:
         transform = self.operator.transform(latent)
         if self.correction is None:
             return transform
-        return transform + self.correction.apply(evaluate(self.operator, fidelity, transform)[1])
+        return self.correction.correct(transform, evaluate(self.operator, fidelity, transform)[1])
 
     def finish(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
         """Return the final image (H, W)."""
