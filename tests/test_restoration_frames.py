@@ -319,3 +319,25 @@ def test_repeatable() -> None:
     stack, _ = make_stack(dtype=np.float32)
     first, second = (restore(stack, "imagemm", n_iter=5, n_realizations=0).image for _ in range(2))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("form", ["improved", "published"])
+def test_astroclearnet_on_frames(form: str) -> None:
+    """The network sees registered exposures, and is judged by the frames' own pixels."""
+    stack, stars = make_stack(dtype=np.float32)
+    result = restore(stack, "astroclearnet", form=form, n_iter=20, crop=64, n_realizations=1)
+    assert result.image.shape == (84, 84) and result.model(1).shape == (84, 84)
+    assert result.noise_realizations.shape == (1, 84, 84)
+    losses = [entry["held_out"] for entry in result.history]
+    assert min(losses) < 0.9 * losses[0] or form == "published"
+    if form == "improved":
+        x, y, flux = stars[2]
+        assert aperture(result.image, x, y, 4.0) == pytest.approx(flux, rel=0.1)
+
+
+def test_combined_on_frames() -> None:
+    stack, stars = make_stack(dtype=np.float32)
+    result = restore(stack, "combined", network_steps=2, n_iter=15, n_realizations=1)
+    for x, y, flux in stars[:3]:
+        assert aperture(result.image, x, y, 4.0) == pytest.approx(flux, rel=0.04)
+    np.testing.assert_allclose(result.chi2.numpy(), 1.0, atol=0.1)

@@ -180,12 +180,12 @@ def _published(
 ) -> _Parts:
     """Return the same for the published network, in units of sigma."""
     operator = quadratic.operator
-    weights = stack.exposure_weights()
+    weights = stack.exposure_weights() * operator.gains
     sigma = float(weights.sum()) ** -0.5
     noise = weights.clamp_min(1e-6 * float(weights.max())).rsqrt()[:, None, None]
 
     def scaled(images: torch.Tensor) -> torch.Tensor:
-        return operator.extend(images / noise)
+        return operator.extend(operator.register(images, weights) / noise)
 
     inputs = scaled(data)
 

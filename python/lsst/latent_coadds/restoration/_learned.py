@@ -114,8 +114,9 @@ class LatentPredictor:
     ) -> None:
         self.operator = quadratic.operator
         self.weights = weights
-        self.pooling = weights / weights.sum()
-        self.sigma = 1.0 / math.sqrt(float(weights.sum()))
+        self._latent_weights = weights * self.operator.gains
+        self.pooling = self._latent_weights / self._latent_weights.sum()
+        self.sigma = 1.0 / math.sqrt(float(self._latent_weights.sum()))
         self.skip = skip
         self.softness = softness
         self._linear = [ResidualCorrection(quadratic, spread, damping) for damping in self.dampings]
@@ -126,24 +127,27 @@ class LatentPredictor:
         return 1 + len(self.dampings) + (self.skip == "seed")
 
     def encode(self, data: torch.Tensor, seed: torch.Tensor | None = None) -> Inputs:
-        """Return the inputs for exposures (T, H, W) without gaps.
+        """Return the inputs for exposures without gaps.
 
         Parameters
         ----------
-        data : `torch.Tensor`, shape (T, H, W)
+        data : `torch.Tensor`, shape (T, h, w)
             Exposures; gaps and outliers are filled in.
         seed : `torch.Tensor`, shape (h, w), optional
             A latent image at the target PSF.
         """
         operator = self.operator
-        coadd = (self.pooling[:, None, None] * data).sum(dim=0)
         back = operator.transform(operator.adjoint(-self.weights[:, None, None] * data))
+        data = operator.register(data, self.pooling)
+        coadd = (self.pooling[:, None, None] * data).sum(dim=0)
         linear = [operator.untransform(estimate.apply(back)) for estimate in self._linear]
         images = [operator.extend(coadd), *linear]
         if seed is not None:
             images.append(seed)
         features = torch.asinh(torch.stack(images) / self.sigma)
-        noise = self.weights.clamp_min(1e-6 * float(self.weights.max())).rsqrt()[:, None, None]
+        noise = self._latent_weights.clamp_min(1e-6 * float(self._latent_weights.max())).rsqrt()[
+            :, None, None
+        ]
         exposures = torch.stack([data / noise, (data - coadd) / noise], dim=1)
         base = {"coadd": 0, "linear": 1, "seed": len(features) - 1}[self.skip]
         return Inputs(features, torch.asinh(operator.extend(exposures)), base)
@@ -181,9 +185,10 @@ def _turn_back(images: torch.Tensor, turn: int) -> torch.Tensor:
 
 
 def fill_data(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
-    """Return exposures (T, H, W) with gaps and outliers from the coadd."""
+    """Return exposures (T, h, w) with gaps and outliers from the coadd."""
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    return torch.where(coadd.kept, stack.image, filled)
+    around = torch.stack([stack.to_frame(t, filled) for t in range(stack.n_exposures)])
+    return torch.where(coadd.kept, stack.image, around)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ._frames import images_to_latent
 from ._kernels import good_fft_size
 from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._sampling import FrameSampler, Sample, coarsen, refine
@@ -220,14 +221,23 @@ class ConvolutionOperator:
         at the pixels of exposures, and its adjoint, multiply a smooth image
         with the area of these pixels.
         """
-        if self.sampler is not None:
-            weights = weights * weights.new_tensor(self.sampler.gains)
+        weights = weights * self.gains.to(weights)
         total = torch.zeros_like(self._transfer[0, 0].real)
         for weight, transfers in zip(weights.tolist(), self._transfer, strict=True):
             for j, transfer in enumerate(transfers):
                 mixed = (self._moments[j, :, None, None] * transfers).sum(dim=0)
                 total += weight * (transfer.real * mixed.real + transfer.imag * mixed.imag)
         return total
+
+    @property
+    def gains(self) -> torch.Tensor:
+        """Latent pixels per pixel of each exposure, shape (T,)."""
+        ones = self._transfer.real.new_ones(self.n_exposures)
+        return ones if self.sampler is None else ones.new_tensor(self.sampler.gains)
+
+    def register(self, images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Return exposures without gaps on the latent grid, (T, H, W); see `images_to_latent`."""
+        return images_to_latent(None if self.sampler is None else self.sampler.frames, images, weights)
 
     def crop(self, latent: torch.Tensor) -> torch.Tensor:
         """Return the part (..., H, W) of latent images that has data."""

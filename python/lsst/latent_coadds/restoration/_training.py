@@ -291,7 +291,9 @@ class _Crops:
     ) -> tuple[ConvolutionOperator, Region]:
         """Return a random crop, and its operator."""
         full = problem.operator
-        shape = tuple(min(n, self.size) for n in full.latent_shape)
+        # A region of the latent image is no rectangle on exposures with pixels of their own.
+        size = self.size if full.sampler is None else max(full.latent_shape)
+        shape = tuple(min(n, size) for n in full.latent_shape)
         starts = [
             int(torch.randint(n - m + 1, (1,), generator=generator))
             for n, m in zip(full.latent_shape, shape, strict=True)
