@@ -10,6 +10,7 @@
 
 from ._coadd import *
 from ._errors import *
+from ._exposure_f_reader import *
 from ._exposure_reader import *
 from ._masks import *
 from ._patch_exposure import *

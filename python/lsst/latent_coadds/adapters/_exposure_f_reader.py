@@ -178,7 +178,7 @@ class ExposureFReader(ExposureReader):
         masked = self._select(mask, bad) | self._outside_polygon(bbox)
         saturated_pixels = self._select(mask, saturated)
         cosmic_ray = self._select(mask, ("COSMIC_RAY",))
-        calibrated = self._photo_calib.calibrateImage(masked_image, False)
+        calibrated = self._photo_calib.calibrateImage(masked_image)
         return DetectorPixels.from_planes(
             bbox,
             calibrated.image.array,
@@ -249,8 +249,8 @@ class ExposureFReader(ExposureReader):
             raise BadInputError(
                 self.name,
                 problem,
-                f"It carries no {component}; add one, take it from a visit summary by configuration, or leave "
-                "the exposure out of the data query.",
+                f"It carries no {component}; add one, take it from a visit summary by configuration, or "
+                "leave the exposure out of the data query.",
             )
         return value
 

@@ -109,7 +109,8 @@ class PatchGrid:
             patch_info = tract_info[patch]
         except LookupError as error:
             raise PatchNotFoundError(
-                f"Sky map {skymap!r} has no tract {tract} with a patch {patch} ({error}); correct the data query."
+                f"Sky map {skymap!r} has no tract {tract} with a patch {patch} ({error}); correct the data "
+                "query."
             ) from error
         index = patch_info.getIndex()
         frame = TractFrame(skymap=skymap, tract=tract, bbox=Box.from_legacy(tract_info.getBBox()))

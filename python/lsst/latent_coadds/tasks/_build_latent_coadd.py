@@ -34,13 +34,13 @@ from ..adapters import (
     ExposureReader,
     PatchGrid,
     UnusableInputsError,
-    VisitImageReader,
     make_cell_coadd,
     make_n_image,
     parse_oversampling,
 )
 from ._config import BuildLatentCoaddConfig
 from ._metrics import MetricsRecorder
+from ._open_exposures import ExposureOpener
 from ._patch_settings import RestorePatchSettings
 from ._restore_patch import prepare_exposures, restore_patch
 from ._tile_plan import choose_halo
@@ -88,9 +88,10 @@ class BuildLatentCoaddTask(PipelineTask):
             tract=int(data_id["tract"]),
             patch=int(data_id["patch"]),
         )
-        handles = butlerQC.get(inputRefs.calexps)
+        opener = self._make_opener(butlerQC, inputRefs)
+        handles = [handle for handle in butlerQC.get(inputRefs.calexps) if opener.selects(handle)]
         rejected: list[BadInputError] = []
-        readers = self._open(handles, rejected)
+        readers = self._open(opener, handles, rejected)
         try:
             outputs = self.run(exposures=readers, patch=patch, band=str(data_id["band"]), rejected=rejected)
         except UnusableInputsError as error:
@@ -99,14 +100,31 @@ class BuildLatentCoaddTask(PipelineTask):
             raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
         butlerQC.put(outputs, outputRefs)
 
+    def _make_opener(self, butlerQC: QuantumContext, inputRefs: InputQuantizedConnection) -> ExposureOpener:
+        """Read what is needed to open the exposures."""
+        config = self.config
+        visits = None
+        if config.use_visit_selection:
+            visits = [int(visit) for chosen in butlerQC.get(inputRefs.visit_selection) for visit in chosen]
+        return ExposureOpener(
+            visit_summaries=butlerQC.get(inputRefs.visit_summaries) if config.use_visit_summary else None,
+            sky_corrections=(
+                butlerQC.get(inputRefs.sky_corrections) if config.subtract_sky_correction else None
+            ),
+            backgrounds=butlerQC.get(inputRefs.backgrounds) if config.restore_background else None,
+            visits=visits,
+        )
+
     def _open(
-        self, handles: Sequence[DeferredDatasetHandle], rejected: list[BadInputError]
+        self,
+        opener: ExposureOpener,
+        handles: Sequence[DeferredDatasetHandle],
+        rejected: list[BadInputError],
     ) -> list[ExposureReader]:
         readers: list[ExposureReader] = []
         for handle in handles:
-            data_id = dict(handle.dataId.mapping) if handle.dataId.hasFull() else dict(handle.dataId.required)
             try:
-                readers.append(VisitImageReader(handle, data_id, handle.ref.datasetType.name))
+                readers.append(opener.open(handle))
             except BadInputError as error:
                 if self.config.bad_inputs == "fail":
                     raise

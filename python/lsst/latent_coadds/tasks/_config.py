@@ -8,56 +8,16 @@
 
 from __future__ import annotations
 
-__all__ = ("BuildLatentCoaddConfig", "BuildLatentCoaddConnections")
+__all__ = ("BuildLatentCoaddConfig",)
 
 from typing import Any
 
 from lsst.pex.config import ChoiceField, Field, FieldValidationError, ListField, RangeField
-from lsst.pipe.base import PipelineTaskConfig, PipelineTaskConnections, connectionTypes
+from lsst.pipe.base import PipelineTaskConfig
 
 from ..adapters import BAD_MASK_PLANES, parse_oversampling
+from ._connections import BuildLatentCoaddConnections
 from ._restorers import RestorerField, restorer_registry
-
-
-class BuildLatentCoaddConnections(
-    PipelineTaskConnections,
-    dimensions=("skymap", "tract", "patch", "band"),
-    defaultTemplates={"input_name": "calexp", "output_name": "latent_coadd"},
-):
-    """Datasets of `BuildLatentCoaddTask`."""
-
-    calexps = connectionTypes.Input(
-        doc="Calibrated detector images that overlap the patch.",
-        name="{input_name}",
-        storageClass="VisitImage",
-        dimensions=("instrument", "visit", "detector"),
-        multiple=True,
-        deferLoad=True,
-    )
-    sky_map = connectionTypes.Input(
-        doc="Geometry of the tracts and patches.",
-        name="sky_map_geometry",
-        storageClass="StructuredDataDict",
-        dimensions=("skymap",),
-    )
-    latent_coadd = connectionTypes.Output(
-        doc="The restored patch, with its variance, mask, PSF and provenance.",
-        name="{output_name}",
-        storageClass="CellCoadd",
-        dimensions=("skymap", "tract", "patch", "band"),
-    )
-    latent_coadd_n_image = connectionTypes.Output(
-        doc="Number of exposures with a good pixel.",
-        name="{output_name}_n_image",
-        storageClass="ImageV2",
-        dimensions=("skymap", "tract", "patch", "band"),
-    )
-    latent_coadd_metrics = connectionTypes.Output(
-        doc="Residuals, iterations, flux closure, timings and rejected inputs.",
-        name="{output_name}_metrics",
-        storageClass="StructuredDataDict",
-        dimensions=("skymap", "tract", "patch", "band"),
-    )
 
 
 class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatentCoaddConnections):
@@ -77,6 +37,44 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         },
         default="auto",
         optional=False,
+    )
+    input_storage_class = ChoiceField[str](
+        doc="Type of the calexps.",
+        allowed={"VisitImage": "that of lsst.images", "ExposureF": "that of lsst.afw; needs a full stack"},
+        default="VisitImage",
+        optional=False,
+    )
+    sky_map_storage_class = ChoiceField[str](
+        doc="Type of the sky map.",
+        allowed={
+            "StructuredDataDict": "a sky_map_geometry, which needs no stack",
+            "SkyMap": "an lsst.skymap.BaseSkyMap; needs a full stack",
+        },
+        default="StructuredDataDict",
+        optional=False,
+    )
+    output_storage_class = ChoiceField[str](
+        doc="Type of the latent coadd.",
+        allowed={
+            "CellCoadd": "that of lsst.images, which a full stack can also read as ExposureF",
+            "ExposureF": "that of lsst.afw; needs a full stack",
+        },
+        default="CellCoadd",
+        optional=False,
+    )
+    use_visit_summary = Field[bool](
+        doc="Take WCS, PSF, photometric calibration and valid polygon from the visit summary. A detector "
+        "for which one of them is missing is left out. For ExposureF only.",
+        default=False,
+    )
+    subtract_sky_correction = Field[bool](
+        doc="Subtract the sky correction (skyCorr) from the calexps. For ExposureF only.", default=False
+    )
+    restore_background = Field[bool](
+        doc="Add the background that was subtracted from the calexps. For ExposureF only.", default=False
+    )
+    use_visit_selection = Field[bool](
+        doc="Use only the visits that a selection task chose for the patch.", default=False
     )
     bad_mask_planes = ListField[str](
         doc="Mask planes of the calexps whose pixels are not used.", default=list(BAD_MASK_PLANES)
@@ -211,6 +209,14 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
             raise FieldValidationError(type(self).oversampling, self, str(error)) from error
         if self.seed < 0:
             raise FieldValidationError(type(self).seed, self, "The seed must not be negative.")
+        if self.input_storage_class != "ExposureF":
+            for name in ("use_visit_summary", "subtract_sky_correction", "restore_background"):
+                if getattr(self, name):
+                    raise FieldValidationError(
+                        type(self)._fields[name],
+                        self,
+                        "Only ExposureF inputs are calibrated anew; set input_storage_class to 'ExposureF'.",
+                    )
         if not self.bad_mask_planes:
             raise FieldValidationError(
                 type(self).bad_mask_planes, self, "Without a bad mask plane, saturated pixels would be used."
