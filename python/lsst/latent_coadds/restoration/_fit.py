@@ -74,7 +74,7 @@ def evaluate(
     for which in operator.chunks():
         part, gradient = fidelity.value_and_gradient(operator.predict(lifted, which), which)
         value += part
-        total += operator.back_project(gradient, which)
+        operator.back_project(gradient, which, into=total)
     objective = float(value)
     if not math.isfinite(objective):
         raise RestorationError(

@@ -232,7 +232,7 @@ def start_accelerated(
         around = torch.stack([stack.to_frame(t, filled) for t in range(which.start, which.stop)])
         data = torch.where(coadd.kept[which], stack.image[which], around)
         residual = operator.predict(lifted, which) - data
-        total += operator.back_project(weights[which, None, None] * residual, which)
+        operator.back_project(weights[which, None, None] * residual, which, into=total)
     return quadratic.solve(coefficients, operator.lower(total), n_steps, transform=transform)
 
 

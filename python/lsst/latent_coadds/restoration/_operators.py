@@ -155,7 +155,7 @@ class ConvolutionOperator:
         """Return exposures ``which`` (n, *data_shape) for a lifted latent image."""
         product = self._transfer[which, 0] * lifted[0]
         for j in range(1, self.n_terms):
-            product = product + self._transfer[which, j] * lifted[j]
+            product = torch.addcmul(product, self._transfer[which, j], lifted[j])
         if self.sampler is not None:
             return self._sample(self.sampler, product, which)
         full = torch.fft.irfft2(product, s=self.fft_shape, dim=(-2, -1))
@@ -177,17 +177,23 @@ class ConvolutionOperator:
         ]
         return torch.stack(transforms)
 
-    def back_project(self, data: torch.Tensor, which: slice) -> torch.Tensor:
+    def back_project(
+        self, data: torch.Tensor, which: slice, *, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Return the adjoint of `predict` applied to exposures ``which``.
 
         What all exposures give is to be summed, then to be passed to `lower`.
+        It is added to ``into`` in place where that is given.
         """
         if self.sampler is None:
             seen = torch.fft.rfft2(data, s=self.fft_shape, dim=(-2, -1))
         else:
             seen = self._spread(self.sampler, data, which)
-        shares = [seen * self._transfer[which, j].conj() for j in range(self.n_terms)]
-        return torch.stack([share[0] if len(share) == 1 else share.sum(dim=0) for share in shares])
+        if into is None:
+            into = seen.new_zeros((self.n_terms, *seen.shape[1:]))
+        for plane, transfers in zip(seen, self._transfer[which], strict=True):
+            into.addcmul_(plane, transfers.conj())
+        return into
 
     def untransform(self, transform: torch.Tensor) -> torch.Tensor:
         """Return the latent image of a transform that was summed up."""
@@ -201,10 +207,10 @@ class ConvolutionOperator:
 
     def adjoint(self, data: torch.Tensor) -> torch.Tensor:
         """Apply the adjoint of `forward` to exposures (T, *data_shape)."""
-        total: torch.Tensor | float = 0.0
+        total: torch.Tensor | None = None
         for which in self.chunks():
-            total = total + self.back_project(data[which], which)
-        assert isinstance(total, torch.Tensor)
+            total = self.back_project(data[which], which, into=total)
+        assert total is not None
         return self.untransform(self.lower(total))
 
     def power(self, weights: torch.Tensor) -> torch.Tensor:
