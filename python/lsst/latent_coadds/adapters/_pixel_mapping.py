@@ -128,8 +128,9 @@ class PixelMapping:
 
 
 def _nodes(start: int, stop: int) -> np.ndarray:
-    n_nodes = max(2, -(-(stop - start) // _GRID_STEP) + 1)
-    return np.linspace(start - 0.5, stop - 0.5, n_nodes)
+    """Return positions that are the same for all boxes that share them."""
+    first, last = start // _GRID_STEP, -(-stop // _GRID_STEP)
+    return np.arange(first, last + 1) * float(_GRID_STEP) - 0.5
 
 
 def _interpolation_matrix(nodes: np.ndarray, positions: np.ndarray) -> np.ndarray:

@@ -22,6 +22,11 @@ from ..restoration import ExposureStack, FrameGeometry, NoGoodPixelsError, Windo
 from ._patch_exposure import PatchExposure
 from ._patch_psf import pad_kernels
 
+_FRAME = 8
+"""Pixels that are not there around the exposures' own, so that what happens at
+the edge of a detector does not depend on what else is in the stack.
+"""
+
 _NODE_STEP = 16
 """Spacing of the nodes of native mappings, in detector pixels."""
 
@@ -262,14 +267,15 @@ def _make_stack(
             for name in ("image", "variance", "usable")
         )
         return ExposureStack(image, variance, usable, psf, names=names)
-    height, width = (max(piece.image.shape[axis] for piece in pieces) for axis in (0, 1))
+    height, width = (max(piece.image.shape[axis] for piece in pieces) + 2 * _FRAME for axis in (0, 1))
     image, variance = torch.zeros((len(pieces), height, width)), torch.ones((len(pieces), height, width))
     usable = torch.zeros((len(pieces), height, width), dtype=torch.bool)
     nodes = []
     for t, piece in enumerate(pieces):
         h, w = piece.image.shape
-        image[t, :h, :w], variance[t, :h, :w], usable[t, :h, :w] = piece.image, piece.variance, piece.usable
-        box = Box.from_shape((h, w), start=piece.start)
+        part = t, slice(_FRAME, _FRAME + h), slice(_FRAME, _FRAME + w)
+        image[part], variance[part], usable[part] = piece.image, piece.variance, piece.usable
+        box = Box.from_shape((h, w), start=piece.start).padded(_FRAME)
         x, y = exposures[piece.member].mapping.nodes(box, (height, width), _NODE_STEP)
         nodes.append((x - outer.x.start, y - outer.y.start))
     node_x, node_y = (np.stack(coordinate) for coordinate in zip(*nodes, strict=True))

@@ -53,10 +53,10 @@ class MemoryModel:
 
 
 _MEMORY = {
-    "direct": MemoryModel(40.0, 100.0),
-    "imagemm": MemoryModel(60.0, 400.0),
-    "astroclearnet": MemoryModel(90.0, 1500.0),
-    "combined": MemoryModel(90.0, 1500.0),
+    "direct": MemoryModel(55.0, 100.0),
+    "imagemm": MemoryModel(85.0, 300.0),
+    "astroclearnet": MemoryModel(120.0, 2000.0),
+    "combined": MemoryModel(120.0, 2000.0),
 }
 
 
