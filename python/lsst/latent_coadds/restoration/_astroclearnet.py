@@ -35,6 +35,9 @@ from ._settings import AstroClearNetSettings, DirectSettings
 from ._stack import ExposureStack
 from ._training import TrainingOptions
 
+_TURNS = 8
+"""Ways in which the network of the improved form sees crops turned and mirrored."""
+
 
 def restore_astroclearnet(
     stack: ExposureStack,
@@ -118,13 +121,13 @@ def prepare(
 def training_options(settings: AstroClearNetSettings) -> TrainingOptions:
     """Return how the network is trained."""
     names = [field.name for field in dataclasses.fields(TrainingOptions) if hasattr(settings, field.name)]
-    turns = 1 if settings.form == "published" else 8
+    turns = 1 if settings.form == "published" else _TURNS
     return TrainingOptions(turns=turns, **{name: getattr(settings, name) for name in names})
 
 
 _Parts = tuple[
     Callable[[], nn.Module],
-    Callable[[nn.Module, Region, int], torch.Tensor],
+    Callable[[nn.Module, Region, int | None], torch.Tensor],
     Callable[[nn.Module, HuberFidelity], torch.Tensor],
     Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None,
 ]
@@ -139,7 +142,9 @@ def _improved(
 ) -> _Parts:
     """Return how the network is made, used, used on other data, and shown known sources."""
     weights = stack.exposure_weights()
-    predictor = LatentPredictor(quadratic, spread, weights, skip=settings.skip, softness=0.1)
+    predictor = LatentPredictor(
+        quadratic, spread, weights, skip=settings.skip, softness=0.1, origin=stack.origin, turns=_TURNS
+    )
     inputs = predictor.encode(data)
     rows, columns = (slice(0, n) for n in quadratic.operator.latent_shape)
 
@@ -154,7 +159,7 @@ def _improved(
     def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
         return predictor.predict(network, predictor.encode(problem.image), (rows, columns))
 
-    def predict(network: nn.Module, region: Region, turn: int) -> torch.Tensor:
+    def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return predictor.predict(network, inputs, region, turn)
 
     maker = SourceMaker.from_quadratic(quadratic, spread)
@@ -163,7 +168,7 @@ def _improved(
         sources = maker.draw(generator).to(data)
         seen = predictor.encode(data + problem.operator.forward(sources))
 
-        def predict_twin(region: Region, turn: int) -> torch.Tensor:
+        def predict_twin(region: Region, turn: int | None) -> torch.Tensor:
             return predictor.predict(network, seen, region, turn)
 
         return Twin(predict_twin, problem.implanted(sources), sources, predictor.sigma)
@@ -192,7 +197,7 @@ def _published(
     def make_network() -> nn.Module:
         return PublishedNetwork(stack.n_exposures, width=settings.width).to(data)
 
-    def predict(network: nn.Module, region: Region, turn: int) -> torch.Tensor:
+    def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return sigma * network(inputs[:, region[0], region[1]])
 
-    return make_network, predict, lambda network, problem: sigma * network(scaled(problem.image)), None
+    return (make_network, predict, lambda network, problem: sigma * network(scaled(problem.image)), None)

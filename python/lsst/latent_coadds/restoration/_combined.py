@@ -143,7 +143,12 @@ def prepare(
     operator = make_operator(stack, settings.target_fwhm, 0.0)
     quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
     predictor = LatentPredictor(
-        quadratic, settings.target_fwhm, stack.exposure_weights(), skip="seed", softness=0.02
+        quadratic,
+        settings.target_fwhm,
+        stack.exposure_weights(),
+        skip="seed",
+        softness=0.02,
+        origin=stack.origin,
     )
     inputs = predictor.encode(fill_data(subset, coadd), seed.image(fit.transform))
     rows, columns = (slice(0, n) for n in operator.latent_shape)

@@ -20,7 +20,7 @@ import torch
 from ._kernels import FWHM_PER_SIGMA
 from ._proximal import NonNegativeQuadratic
 
-SIGNAL_TO_NOISE = (4.0, 2000.0)
+SIGNAL_TO_NOISE = (4.0, 500.0)
 """Range of fluxes, in errors of the flux of an isolated star."""
 
 AREA = 900.0
@@ -105,12 +105,7 @@ class SourceMaker:
         core["flux"] = 0.75 * stars["flux"]
         halo = {**core, **{name: 4.0 * core[name] for name in ("xx", "xy", "yy")}}
         image = torch.zeros(self.shape)
-        for sources, chosen in (
-            (stars, ~is_galaxy),
-            (second, is_pair),
-            (core, is_galaxy),
-            (halo, is_galaxy),
-        ):
+        for sources, chosen in ((stars, ~is_galaxy), (second, is_pair), (core, is_galaxy), (halo, is_galaxy)):
             self._add(image, {name: column[chosen] for name, column in sources.items()})
         return image
 
@@ -119,10 +114,10 @@ class SourceMaker:
         if not len(sources["x"]):
             return
         cell = {name: column[:, None, None] for name, column in sources.items()}
-        xx, xy, yy = cell["xx"] + self.spread**2, cell["xy"], cell["yy"] + self.spread**2
+        xx, xy, yy = (cell["xx"] + self.spread**2, cell["xy"], cell["yy"] + self.spread**2)
         half = math.ceil(4.5 * math.sqrt(float(torch.maximum(xx, yy).max())))
         offset = torch.arange(-half, half + 1)
-        column, row = cell["x"].round().long() + offset, cell["y"].round().long() + offset[:, None]
+        column, row = (cell["x"].round().long() + offset, cell["y"].round().long() + offset[:, None])
         dx, dy = column - cell["x"], row - cell["y"]
         determinant = xx * yy - xy**2
         distance = (yy * dx**2 - 2.0 * xy * dx * dy + xx * dy**2) / determinant

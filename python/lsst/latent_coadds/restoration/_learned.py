@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ._assemble import assemble
 from ._direct import DirectCoadd, direct_coadd
@@ -92,6 +93,11 @@ class LatentPredictor:
         ``"linear"``, ``"coadd"`` or ``"seed"``.
     softness : `float`
         Rounding of the non-negativity, in sigma of the coadd.
+    origin : `tuple` [ `int`, `int` ], optional
+        Where the stack begins on a larger grid; see `ExposureStack`.
+    turns : `int`, optional
+        Number of ways, 1 to 8, in which the network may see its inputs turned
+        and mirrored.
 
     Notes
     -----
@@ -111,8 +117,12 @@ class LatentPredictor:
         *,
         skip: str,
         softness: float,
+        origin: tuple[int, int] = (0, 0),
+        turns: int = 1,
     ) -> None:
         self.operator = quadratic.operator
+        self.origin = origin
+        self.turns = turns
         self.weights = weights
         self._latent_weights = weights * self.operator.gains
         self.pooling = self._latent_weights / self._latent_weights.sum()
@@ -152,7 +162,9 @@ class LatentPredictor:
         base = {"coadd": 0, "linear": 1, "seed": len(features) - 1}[self.skip]
         return Inputs(features, torch.asinh(operator.extend(exposures)), base)
 
-    def predict(self, network: nn.Module, inputs: Inputs, region: Region, turn: int = 0) -> torch.Tensor:
+    def predict(
+        self, network: nn.Module, inputs: Inputs, region: Region, turn: int | None = None
+    ) -> torch.Tensor:
         """Return the latent image of a region.
 
         Parameters
@@ -164,13 +176,25 @@ class LatentPredictor:
         region : `tuple` [ `slice`, `slice` ]
             Rows and columns of the latent image.
         turn : `int`, optional
-            Which of the eight turned and mirrored images the network sees;
-            the result is turned back.
+            Which of the turned and mirrored images the network sees; the
+            result is turned back. The mean of all by default.
         """
-        features, exposures = (a[..., region[0], region[1]] for a in (inputs.features, inputs.exposures))
-        change = _turn_back(network(_turn(features, turn), _turn(exposures, turn), self.pooling), turn)
-        exponent = (features[inputs.base] + change).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT)
-        signal = torch.sinh(exponent)
+        if turn is None:
+            total = self.predict(network, inputs, region, 0)
+            for k in range(1, self.turns):
+                total = total + self.predict(network, inputs, region, k)
+            return total / self.turns
+        images = [a[..., region[0], region[1]] for a in (inputs.features, inputs.exposures)]
+        base = images[0][inputs.base]
+        cell = getattr(network, "cell", 1)
+        starts = [o - self.operator.margin + s.start for o, s in zip(self.origin, region, strict=True)]
+        before = [start % cell for start in starts]
+        after = [-(start + n) % cell for start, n in zip(starts, base.shape, strict=True)]
+        pad = (before[1], after[1], before[0], after[0])
+        seen = [_turn(functional.pad(a, pad, mode="replicate"), turn) for a in images]
+        change = _turn_back(network(*seen, self.pooling), turn)
+        change = change[before[0] :, before[1] :][: base.shape[0], : base.shape[1]]
+        signal = torch.sinh((base + change).clamp(-LARGEST_EXPONENT, LARGEST_EXPONENT))
         return 0.5 * self.sigma * (signal + torch.sqrt(signal**2 + self.softness**2))
 
 

@@ -48,7 +48,7 @@ class Preparation:
         Returns a network with its first weights.
     predict : `~collections.abc.Callable`
         Returns the latent image of a region, from the network, for inputs
-        turned in one of eight ways.
+        turned in one of eight ways, or the mean of all.
     respond : `~collections.abc.Callable`
         Returns the latent image of other data without gaps, from the network.
     quadratic : `NonNegativeQuadratic`
@@ -66,7 +66,7 @@ class Preparation:
     problem: TrainingProblem
     rejected: torch.Tensor
     make_network: Callable[[], nn.Module]
-    predict: Callable[[nn.Module, Region, int], torch.Tensor]
+    predict: Callable[[nn.Module, Region, int | None], torch.Tensor]
     respond: Callable[[nn.Module, HuberFidelity], torch.Tensor]
     quadratic: NonNegativeQuadratic
     output: Output

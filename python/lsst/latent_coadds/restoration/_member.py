@@ -19,7 +19,7 @@ import torch
 
 from ._problem import Region, TrainingProblem
 
-Predictor = Callable[[Region, int], torch.Tensor]
+Predictor = Callable[[Region, int | None], torch.Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Member:
     ----------
     predict : `~collections.abc.Callable`
         Returns the latent image of a region, with the network as it is, for
-        inputs turned in one of eight ways.
+        inputs turned in one of eight ways, or the mean of all.
     problem : `TrainingProblem`
         Data and forward model.
     rejected : `torch.Tensor` of bool, shape (T, H, W)
@@ -84,11 +84,11 @@ class Member:
     rejected: torch.Tensor
     implant: Callable[[TrainingProblem, torch.Generator], Twin] | None = None
 
-    def whole(self) -> torch.Tensor:
+    def whole(self, turn: int | None) -> torch.Tensor:
         """Return the whole latent image."""
         height, width = self.problem.operator.latent_shape
         with torch.no_grad():
-            return self.predict((slice(0, height), slice(0, width)), 0)
+            return self.predict((slice(0, height), slice(0, width)), turn)
 
     def reject(self, latent: torch.Tensor, n_sigma: float) -> None:
         """Leave out what of single exposures a latent image lacks."""

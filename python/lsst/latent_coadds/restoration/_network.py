@@ -68,7 +68,9 @@ class LatentNetwork(nn.Module):
     -----
     The weights do not depend on the number of exposures: encoded exposures
     are pooled to their weighted mean and standard deviation. The last layer
-    starts at zero, so that an untrained network returns zero.
+    starts at zero, so that an untrained network returns zero. Pixels are
+    pooled in cells, the width of the largest of which is ``cell``: another
+    place of the image in these cells is not quite the same image.
     """
 
     def __init__(
@@ -81,7 +83,7 @@ class LatentNetwork(nn.Module):
         normalisation: str = "channel",
     ) -> None:
         super().__init__()
-        self.depth = depth
+        self.cell = 2**depth
         self.encoder = nn.Sequential(
             nn.Conv2d(2, n_encoder, 3, padding=1),
             nn.SiLU(),
@@ -111,8 +113,7 @@ class LatentNetwork(nn.Module):
             Weights of the pooling; they sum to one.
         """
         height, width = features.shape[-2:]
-        multiple = 2**self.depth
-        pad = (0, -width % multiple, 0, -height % multiple)
+        pad = (0, -width % self.cell, 0, -height % self.cell)
         features, exposures = (functional.pad(a, pad, mode="replicate") for a in (features[None], exposures))
         # Convolutions of few channels are fastest so.
         features, exposures = (a.contiguous(memory_format=torch.channels_last) for a in (features, exposures))

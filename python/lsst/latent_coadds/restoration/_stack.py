@@ -48,6 +48,11 @@ class ExposureStack:
         they are those of the latent grid. The latent image is in flux per
         latent pixel then, and ``image`` in flux per pixel of the exposure.
 
+    origin : `tuple` [ `int`, `int` ], optional
+        Where (row, column) the latent area begins on a larger grid. Networks
+        pool pixels in cells of that grid, so that tiles of one image agree
+        where they overlap.
+
     Raises
     ------
     InvalidStackError
@@ -74,6 +79,7 @@ class ExposureStack:
         *,
         names: Sequence[str] | None = None,
         frames: FrameGeometry | None = None,
+        origin: tuple[int, int] = (0, 0),
     ) -> None:
         image, variance, psf = (_as_tensor(a) for a in (image, variance, psf))
         good = _as_tensor(good).to(torch.bool)
@@ -81,6 +87,7 @@ class ExposureStack:
         dtype = _float_dtype(image, variance)
         self.names = _check_names(names, image.shape[0])
         self.frames = frames
+        self.origin = origin
         self._sampler: FrameSampler | None = None
         if frames is not None:
             _check_frames(frames, image)
@@ -170,7 +177,8 @@ class ExposureStack:
         if self.frames is None:
             return self
         result = object.__new__(ExposureStack)
-        result.names, result.frames, result.psf, result._sampler = self.names, None, self.psf, None
+        result.names, result.frames, result.psf, result._sampler = (self.names, None, self.psf, None)
+        result.origin = self.origin
         planes: list[tuple[torch.Tensor, ...]] = []
         for t in range(self.n_exposures):
             x, y = self.frames.inverse(t)
@@ -191,6 +199,7 @@ class ExposureStack:
         """Return the stack on another device, in another precision."""
         result = object.__new__(ExposureStack)
         result.names, result.frames, result._sampler = self.names, self.frames, None
+        result.origin = self.origin
         result.good = self.good.to(device)
         for name in ("image", "variance", "psf"):
             setattr(result, name, getattr(self, name).to(device=device, dtype=dtype))

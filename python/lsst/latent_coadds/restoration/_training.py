@@ -29,6 +29,9 @@ from ._problem import Region, TrainingProblem
 
 ProgressCallback = Callable[[int, int, float], None]
 
+_RENEWAL = 4
+"""Steps that see the same known sources."""
+
 
 @dataclasses.dataclass
 class Training:
@@ -123,10 +126,10 @@ def train(
     rate, failures, iteration = options.learning_rate, 0, 0
     optimizer = _make_optimizer(network, rate, options.weight_decay)
     while True:
-        if iteration % options.check_every == 0 or iteration == options.n_iter:
+        if (iteration % options.check_every == 0 or iteration == options.n_iter) and state.check(iteration):
+            break
+        if iteration % _RENEWAL == 0:
             twins.clear()
-            if state.check(iteration):
-                break
         iteration += 1
         _set_rate(optimizer, rate * _schedule(iteration, options.n_iter, options.warm_up))
         chosen = _draw(len(members), generator)
@@ -193,7 +196,7 @@ class _State:
 
     def _judge(self, iteration: int) -> bool:
         options = self.options
-        latents = [member.whole() for member in self.members]
+        latents = [member.whole(0) for member in self.members]
         half = options.n_iter // 2 // options.check_every * options.check_every
         if options.reject_sigma > 0.0 and iteration == half > 0:
             for member, latent in zip(self.members, latents, strict=True):
@@ -207,7 +210,7 @@ class _State:
         better = entry["held_out"] < self.best_loss
         self.since = 0 if better else self.since + 1
         if better:
-            self.best_loss, self.latents, self.best = entry["held_out"], latents, _weights(self.network)
+            self.best_loss, self.latents, self.best = (entry["held_out"], latents, _weights(self.network))
         self.converged = self.since >= options.patience
         late = 0 < options.time_limit < entry["seconds"]
         return iteration == options.n_iter or self.converged or late
@@ -232,7 +235,7 @@ def apply(member: Member, reject_sigma: float) -> Training:
         As in `TrainingOptions`.
     """
     start = time.perf_counter()
-    latent = member.whole()
+    latent = member.whole(None)
     if not bool(torch.isfinite(latent).all()):
         raise RestorationError("The given weights make no finite image of these exposures; train them anew.")
     if reject_sigma > 0.0:
