@@ -266,7 +266,8 @@ def _make_stack(
             torch.stack([getattr(piece, name) for piece in pieces])
             for name in ("image", "variance", "usable")
         )
-        return ExposureStack(image, variance, usable, psf, names=names)
+        origin = (outer.y.start, outer.x.start)
+        return ExposureStack(image, variance, usable, psf, names=names, origin=origin)
     height, width = (max(piece.image.shape[axis] for piece in pieces) + 2 * _FRAME for axis in (0, 1))
     image, variance = torch.zeros((len(pieces), height, width)), torch.ones((len(pieces), height, width))
     usable = torch.zeros((len(pieces), height, width), dtype=torch.bool)
@@ -280,7 +281,8 @@ def _make_stack(
         nodes.append((x - outer.x.start, y - outer.y.start))
     node_x, node_y = (np.stack(coordinate) for coordinate in zip(*nodes, strict=True))
     frames = FrameGeometry((outer.y.size, outer.x.size), node_x, node_y, _NODE_STEP)
-    return ExposureStack(image, variance, usable, psf, names=names, frames=frames)
+    origin = (outer.y.start, outer.x.start)
+    return ExposureStack(image, variance, usable, psf, names=names, frames=frames, origin=origin)
 
 
 def _stack_bases(bases: Sequence[np.ndarray]) -> np.ndarray:
