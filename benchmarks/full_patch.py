@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import time
 from typing import Any
 
@@ -148,7 +149,7 @@ def measure_seams(
         target = window.within(scene.area)
         sigma = np.sqrt(patch.variance[target])
         differences.append(((result.image[cut].numpy() - patch.image[target]) / sigma).ravel())
-    return np.concatenate(differences) if differences else np.full(1, np.nan)
+    return np.concatenate(differences) if differences else np.zeros(0)
 
 
 def parse() -> tuple[argparse.Namespace, dict[str, Any]]:
@@ -192,7 +193,9 @@ def main() -> None:
     # The planes of the output, all of which the pipeline keeps.
     budget = arguments.max_memory * GIB - resident_memory() - 40.0 * scene.area.size
     model = estimate_memory(arguments.method)
-    tile_size = arguments.tile or choose_tile_size(budget, arguments.exposures, halo, model)
+    # Frames that are turned are padded.
+    n_planes = arguments.exposures * (1.3 if arguments.native else 1.0)
+    tile_size = arguments.tile or choose_tile_size(budget, math.ceil(n_planes), halo, model)
     print(
         f"{arguments.method} on {arguments.device} with {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}; {arguments.exposures} exposures of {arguments.size} x {arguments.size}; "
@@ -220,9 +223,11 @@ def main() -> None:
         "peak_memory_gib": peak_memory() / GIB,
     }
     seams = measure_seams(scene, patch, halo, arguments, settings)
-    figures["seam_rms"] = float(np.sqrt(np.nanmean(seams**2)))
-    for percentile in (50, 90, 99, 100):
-        figures[f"seam_percentile_{percentile}"] = float(np.nanpercentile(np.abs(seams), percentile))
+    seams = seams[np.isfinite(seams)]
+    if len(seams):
+        figures["seam_rms"] = float(np.sqrt(np.mean(seams**2)))
+        for percentile in (50, 90, 99, 100):
+            figures[f"seam_percentile_{percentile}"] = float(np.percentile(np.abs(seams), percentile))
     if arguments.device.startswith("cuda"):
         figures["device_memory_gib"] = torch.cuda.max_memory_allocated() / GIB
     for name, value in figures.items():

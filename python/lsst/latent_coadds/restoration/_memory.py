@@ -54,9 +54,9 @@ class MemoryModel:
 
 _MEMORY = {
     "direct": MemoryModel(55.0, 100.0),
-    "imagemm": MemoryModel(85.0, 300.0),
-    "astroclearnet": MemoryModel(120.0, 2000.0),
-    "combined": MemoryModel(120.0, 2000.0),
+    "imagemm": MemoryModel(105.0, 300.0),
+    "astroclearnet": MemoryModel(130.0, 2000.0),
+    "combined": MemoryModel(130.0, 2000.0),
 }
 
 

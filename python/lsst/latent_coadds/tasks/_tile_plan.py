@@ -116,7 +116,19 @@ class TilePlan:
     def tile_size(self) -> int:
         """Return the largest side of a tile to begin with."""
         overlap = self._count_overlap()
-        return min(choose_tile_size(budget, overlap, self.halo, model) for budget, model in self._limits)
+        middle = self.patch.outer_bbox
+        size = 0
+        # Smaller tiles are reached by fewer detectors.
+        for _ in range(3):
+            size = min(choose_tile_size(budget, overlap, self.halo, model) for budget, model in self._limits)
+            half = size // 2 + self.halo
+            x, y = int(middle.x.center), int(middle.y.center)
+            outer = Box.factory[y - half : y + half, x - half : x + half]
+            needed = math.ceil(self._stack_pixels(outer) / outer.area)
+            if needed <= overlap:
+                break
+            overlap = needed
+        return size
 
     def _count_overlap(self, n: int = 33) -> int:
         """Return how many exposures lie on the most crowded place."""
