@@ -98,10 +98,7 @@ class ConvolutionOperator:
         # Pixel (0, 0) of the area with data is latent pixel (margin, margin).
         self._transfer = torch.fft.rfft2(torch.roll(padded, (shift, shift), dims=(-2, -1)))
         self._terms, self._moments = self._make_terms(extent or shape, origin)
-        self._fine_shape = self.fft_shape
-        if sampler is not None:
-            self._fine_shape = (round(height * sampler.oversampling), round(width * sampler.oversampling))
-        pixels = self._fine_shape[0] * self._fine_shape[1]
+        pixels = height * width
         # A processor is fastest with what its caches hold.
         space = 2**23 if kernels.device.type == "cpu" else 2**28
         self.chunk = chunk or max(1, min(self.n_exposures, space // (8 * kernels.element_size() * pixels)))
@@ -163,18 +160,18 @@ class ConvolutionOperator:
 
     def _sample(self, sampler: FrameSampler, product: torch.Tensor, which: slice) -> torch.Tensor:
         """Return exposures at their own pixels from transforms of convolved images."""
-        images = [
-            Sample.apply(refine(transform, self.fft_shape, self._fine_shape), sampler, t)
-            for t, transform in zip(range(which.start, which.stop), product, strict=True)
-        ]
+        images = []
+        for t, transform in zip(range(which.start, which.stop), product, strict=True):
+            fine = refine(transform, self.fft_shape, sampler.fine_shape(t, self.fft_shape))
+            images.append(Sample.apply(fine, sampler, t))
         return torch.stack(images)
 
     def _spread(self, sampler: FrameSampler, data: torch.Tensor, which: slice) -> torch.Tensor:
         """Apply the adjoint of `_sample`."""
-        transforms = [
-            coarsen(sampler.spread(plane, t, self._fine_shape), self.fft_shape)
-            for t, plane in zip(range(which.start, which.stop), data, strict=True)
-        ]
+        transforms = []
+        for t, plane in zip(range(which.start, which.stop), data, strict=True):
+            fine = sampler.spread(plane, t, sampler.fine_shape(t, self.fft_shape))
+            transforms.append(coarsen(fine, self.fft_shape))
         return torch.stack(transforms)
 
     def back_project(

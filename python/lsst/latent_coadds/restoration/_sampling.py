@@ -14,6 +14,7 @@ __all__ = ("FrameSampler",)
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,19 +34,26 @@ _CHOICES = (
 _PHASE_BITS = 10
 """Positions are rounded to this power of two of a fine pixel."""
 
-_PIECE = 1 << 15
+_PIECE_SIZE = 1 << 15
 """Pixels that are worked on at once, such that they stay in the cache."""
+
+
+_Piece = tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[torch.Tensor], list[torch.Tensor]]
+"""Numbers, areas, first taps, and weights in x and y of some pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sites:
-    """Where the pixels of an exposure are.
+    """Where the pixels of an exposure are, and how to interpolate there.
 
-    ``pixels`` are flat numbers of pixels of the exposure, ``x`` and ``y``
-    where their first tap is on the fine grid, and ``area`` their area in
-    latent pixels.
+    ``oversampling`` is the refinement of the grid, and ``table`` has weights
+    (taps, phases). ``pixels`` are flat numbers of pixels of the exposure,
+    ``x`` and ``y`` where their first tap is on the fine grid, and ``area``
+    their area in latent pixels.
     """
 
+    oversampling: float
+    table: torch.Tensor
     pixels: torch.Tensor
     x: torch.Tensor
     y: torch.Tensor
@@ -68,49 +76,55 @@ class FrameSampler:
     Notes
     -----
     Images have been convolved with a PSF, and so they hold little power at
-    high frequencies. Their transforms are padded with zeros to an
-    ``oversampling`` times finer grid, where ``n_taps`` x ``n_taps`` pixels
-    are enough. The weights of the taps are those with the smallest squared
-    error for the spectrum of the PSFs, position by position; the cheapest
-    combination that is accurate enough is taken. A correction for the roll-off of the kernel,
-    as in non-uniform Fourier transforms, has nothing left to gain from.
+    high frequencies. Their transforms are padded with zeros to a finer grid,
+    where few pixels are enough. The weights of these are the ones with the
+    smallest squared error for the spectrum of the PSF, position by position;
+    the cheapest combination that is accurate enough is taken for each
+    exposure. A correction for the roll-off of a kernel, as in non-uniform
+    Fourier transforms, would have nothing left to mend.
     """
 
     def __init__(self, frames: FrameGeometry, frame_shape: tuple[int, int], psf: torch.Tensor) -> None:
         self.frames = frames
         self.frame_shape = frame_shape
         self.gains = [float(torch.linalg.det(frames.affine(t)).abs()) for t in range(frames.n_exposures)]
-        self.oversampling, self.n_taps, table = _choose_kernel(
-            _spectrum(psf), sum(self.gains) / len(self.gains)
-        )
-        self.table = table.to(psf)
-        self.padding = math.ceil(0.5 * self.n_taps / self.oversampling) + 1
-        self._sites = [self._locate(t, psf) for t in range(frames.n_exposures)]
+        kernels = [_choose_kernel(_spectrum(psf[t]), gain) for t, gain in enumerate(self.gains)]
+        self.padding = max(math.ceil(0.5 * len(table) / oversampling) + 1 for oversampling, table in kernels)
+        self._sites = [self._locate(t, *kernel, psf) for t, kernel in enumerate(kernels)]
 
-    def _locate(self, t: int, like: torch.Tensor) -> _Sites:
+    def fine_shape(self, t: int, shape: tuple[int, int]) -> tuple[int, int]:
+        """Return the shape of the fine grid of exposure ``t`` for transforms of ``shape``."""
+        factor = self._sites[t].oversampling
+        return round(shape[0] * factor), round(shape[1] * factor)
+
+    def _locate(self, t: int, oversampling: float, table: torch.Tensor, like: torch.Tensor) -> _Sites:
         """Return where the pixels on the latent area are."""
         inside = self.frames.covered(t, self.frame_shape).flatten()
         pixels = torch.nonzero(inside).flatten()
         area = self.frames.area(t, self.frame_shape).flatten()[pixels]
         # The first of an even number of taps is below the position by half of them less one.
-        first = 0.5 * self.n_taps - 1.0
-        places = []
-        for position in self.frames.positions(t, self.frame_shape):
-            fine = (position.flatten()[pixels] + self.padding) * self.oversampling - first
-            places.append(torch.round(fine * (1 << _PHASE_BITS)).to(torch.int32).to(like.device))
-        return _Sites(pixels.to(torch.int32).to(like.device), places[0], places[1], area.to(like))
+        first = 0.5 * len(table) - 1.0
+        x, y = (
+            torch.round(
+                ((position.flatten()[pixels] + self.padding) * oversampling - first) * (1 << _PHASE_BITS)
+            ).to(torch.int32)
+            for position in self.frames.positions(t, self.frame_shape)
+        )
+        numbers = pixels.to(torch.int32)
+        numbers, x, y = (index.to(like.device) for index in (numbers, x, y))
+        return _Sites(oversampling, table.to(like), numbers, x, y, area.to(like))
 
-    def _pieces(self, t: int, width: int) -> Any:
+    def _pieces(self, t: int, width: int) -> Iterator[_Piece]:
         """Yield pixels of an exposure, with the first tap and the weights in x and y."""
         sites = self._sites[t]
         mask = (1 << _PHASE_BITS) - 1
-        for start in range(0, len(sites.pixels), _PIECE):
-            part = slice(start, start + _PIECE)
+        for start in range(0, len(sites.pixels), _PIECE_SIZE):
+            part = slice(start, start + _PIECE_SIZE)
             x, y = sites.x[part], sites.y[part]
             base = (y >> _PHASE_BITS) * width + (x >> _PHASE_BITS)
             phase_x, phase_y = x & mask, y & mask
-            weights_x = [row.index_select(0, phase_x) for row in self.table]
-            weights_y = [row.index_select(0, phase_y) for row in self.table]
+            weights_x = [row.index_select(0, phase_x) for row in sites.table]
+            weights_y = [row.index_select(0, phase_y) for row in sites.table]
             yield sites.pixels[part], sites.area[part], base, weights_x, weights_y
 
     def sample(self, fine: torch.Tensor, t: int) -> torch.Tensor:
@@ -125,7 +139,7 @@ class FrameSampler:
                 for i, weight_x in enumerate(weights_x):
                     row.addcmul_(flat[j * width + i :].index_select(0, base), weight_x)
                 total.addcmul_(row, weight_y)
-            result[pixels] = total.mul_(area)
+            result.index_add_(0, pixels, total.mul_(area))
         return result.reshape(self.frame_shape)
 
     def spread(self, data: torch.Tensor, t: int, shape: tuple[int, int]) -> torch.Tensor:
@@ -179,16 +193,15 @@ def coarsen(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return result
 
 
-def _spectrum(psf: torch.Tensor, n: int = 256) -> torch.Tensor:
-    """Return the largest amplitude of PSFs along the axes, at n / 2 + 1 frequencies."""
+def _spectrum(psf: torch.Tensor, n: int = 128) -> torch.Tensor:
+    """Return the amplitude of a PSF (k, k), the larger one along the axes, from frequency 0 to 1/2."""
     size = max(n, 2 * (psf.shape[-1] // 2 + 1))
     transfer = centred_rfft2(psf.double().cpu(), (size, size)).abs()
-    along_x, along_y = transfer[:, 0, :], transfer[:, : size // 2 + 1, 0]
-    return torch.maximum(along_x, along_y).amax(dim=0)
+    return torch.maximum(transfer[0], transfer[: size // 2 + 1, 0])
 
 
-def _choose_kernel(spectrum: torch.Tensor, gain: float) -> tuple[float, int, torch.Tensor]:
-    """Return refinement, number of taps and weights (taps, phases) of the cheapest good kernel."""
+def _choose_kernel(spectrum: torch.Tensor, gain: float) -> tuple[float, torch.Tensor]:
+    """Return refinement and weights (taps, phases) of the cheapest good kernel."""
 
     def cost(choice: tuple[float, int]) -> float:
         # Transforms there and back, and gathering and scattering taps, in equal units.
@@ -202,7 +215,7 @@ def _choose_kernel(spectrum: torch.Tensor, gain: float) -> tuple[float, int, tor
         if error < _ERROR:
             break
     assert best is not None
-    return *best[1], _design(spectrum, *best[1], 1 << _PHASE_BITS)[0]
+    return best[1][0], _design(spectrum, *best[1], 1 << _PHASE_BITS)[0]
 
 
 def _design(
