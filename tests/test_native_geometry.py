@@ -253,6 +253,9 @@ def test_oversampling_is_checked() -> None:
         with pytest.raises(ValueError, match=message):
             parse_oversampling(text)
     config = BuildLatentCoaddConfig()
+    for value in (2, 1.5, "3/2"):
+        config.oversampling = value
+        config.validate()
     config.oversampling = "0"
     with pytest.raises(FieldValidationError, match="oversampling"):
         config.validate()

@@ -113,7 +113,13 @@ class Pointing:
         """
         rng = np.random.default_rng([settings.seed, 3, self.visit, detector])
         width, height = settings.detector_size
-        return MoffatField.random(rng, Box.from_shape((height, width)), fwhm=self.fwhm, beta=self.beta)
+        return MoffatField.random(
+            rng,
+            Box.from_shape((height, width)),
+            fwhm=self.fwhm,
+            beta=self.beta,
+            variation=settings.psf_variation,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

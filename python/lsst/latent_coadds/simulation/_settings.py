@@ -41,6 +41,9 @@ class SceneSettings:
         Range of the PSF's full width at half maximum in arcseconds.
     beta : `tuple` [`float`, `float`]
         Range of the Moffat slope.
+    psf_variation : `float`
+        Typical relative change of the PSF's size from the middle of a
+        detector to its edges; 0.03 makes some ten per cent across a detector.
     sky_noise : `tuple` [`float`, `float`]
         Range of the sky's standard deviation in counts per pixel, for
         ``zero_point``.
@@ -94,6 +97,7 @@ class SceneSettings:
     pixel_scale: float = 0.168
     seeing: tuple[float, float] = (0.5, 1.0)
     beta: tuple[float, float] = (2.8, 4.0)
+    psf_variation: float = 0.03
     sky_noise: tuple[float, float] = (0.20, 0.32)
     zero_point: float = 27.0
     gain: float = 4.4

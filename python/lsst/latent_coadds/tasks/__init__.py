@@ -12,6 +12,7 @@ from ._build_latent_coadd import *
 from ._config import *
 from ._connections import *
 from ._fill import *
+from ._fraction_field import *
 from ._metrics import *
 from ._patch_settings import *
 from ._restore_patch import *

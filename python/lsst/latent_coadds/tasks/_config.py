@@ -17,6 +17,7 @@ from lsst.pipe.base import PipelineTaskConfig
 
 from ..adapters import BAD_MASK_PLANES, parse_oversampling
 from ._connections import BuildLatentCoaddConnections
+from ._fraction_field import FractionField
 from ._restorers import RestorerField, restorer_registry
 
 
@@ -125,7 +126,8 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         default="registered",
         optional=False,
     )
-    oversampling = Field[str](
+    oversampling = FractionField(
+        dtype=str,
         doc="How many pixels of the output lie along one pixel of the sky map: a number or a fraction from 1 "
         "to 4, such as '1', '3/2' or '2'. The edges of patches must lie between pixels of the output. "
         "Sizes of tiles, and target_fwhm of the restorers, are in pixels of the output.",
