@@ -183,7 +183,7 @@ def fit_accelerated(
     are checked, and taken back if so. The objective therefore never rises.
     """
     operator = quadratic.operator
-    n_steps = settings.n_steps or min(max(10, operator.n_exposures), 40)
+    n_steps = settings.n_steps or min(max(10, operator.n_exposures), 20)
     transform = quadratic.combine(coefficients)
     objective, gradient = evaluate(operator, fidelity, transform)
     objective += quadratic.penalty(coefficients)
