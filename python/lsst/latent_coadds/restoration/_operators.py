@@ -99,8 +99,10 @@ class ConvolutionOperator:
         self._transfer = torch.fft.rfft2(torch.roll(padded, (shift, shift), dims=(-2, -1)))
         self._terms, self._moments = self._make_terms(extent or shape, origin)
         pixels = height * width
-        # A processor is fastest with what its caches hold.
+        # A processor is fastest with what its caches hold; a sampler holds one exposure.
         space = 2**23 if kernels.device.type == "cpu" else 2**28
+        if sampler is not None and kernels.device.type == "cpu":
+            chunk = chunk or 1
         self.chunk = chunk or max(1, min(self.n_exposures, space // (8 * kernels.element_size() * pixels)))
 
     def _make_terms(

@@ -91,6 +91,7 @@ class FrameSampler:
         kernels = [_choose_kernel(_spectrum(psf[t]), gain) for t, gain in enumerate(self.gains)]
         self.padding = max(math.ceil(0.5 * len(table) / oversampling) + 1 for oversampling, table in kernels)
         self._sites = [self._locate(t, *kernel, psf) for t, kernel in enumerate(kernels)]
+        self._recent: tuple[int, int, list[_Piece]] | None = None
 
     def fine_shape(self, t: int, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the shape of the fine grid of exposure ``t`` for transforms of ``shape``."""
@@ -114,7 +115,13 @@ class FrameSampler:
         numbers, x, y = (index.to(like.device) for index in (numbers, x, y))
         return _Sites(oversampling, table.to(like), numbers, x, y, area.to(like))
 
-    def _pieces(self, t: int, width: int) -> Iterator[_Piece]:
+    def _pieces(self, t: int, width: int) -> list[_Piece]:
+        """Return what `_make_pieces` yields; a prediction and its gradient want the same."""
+        if self._recent is None or self._recent[:2] != (t, width):
+            self._recent = t, width, list(self._make_pieces(t, width))
+        return self._recent[2]
+
+    def _make_pieces(self, t: int, width: int) -> Iterator[_Piece]:
         """Yield pixels of an exposure, with the first tap and the weights in x and y."""
         sites = self._sites[t]
         mask = (1 << _PHASE_BITS) - 1
