@@ -124,13 +124,16 @@ def judge_stars(column: Column, seed: int) -> Figures:
     rows, columns = np.nonzero(scene.hits)
     near = [(np.hypot(columns - x, rows - y) < 6.0 * column.unit).any() for x, y, _, _ in stars]
     rms = measure.background_rms(result, scene, distance=0.4 * pitch)
+    # Exposures end with the latent area here, and interpolation needs more around.
+    border = round(8 * column.unit)
+    coverage = restoration.n_image[border:-border, border:-border].float().mean() / column.n_exposures
     return {
         "stars": measure.measure_stars(result, scene)[~np.array(near)].tolist(),
         "rms": rms / scene.coadd_sigma,
         "predicted": float(np.sqrt(np.median(result.variance))) / rms,
         "correlation": correlate(restoration, stack),
         "chi2": float(np.nanmean(restoration.chi2.numpy())),
-        "coverage": float(restoration.n_image.float().mean()) / column.n_exposures,
+        "coverage": float(coverage),
         "iterations": restoration.n_iterations,
         "seconds": result.seconds,
     }
