@@ -55,8 +55,8 @@ class MemoryModel:
 _MEMORY = {
     "direct": MemoryModel(55.0, 100.0),
     "imagemm": MemoryModel(105.0, 300.0),
-    "astroclearnet": MemoryModel(130.0, 2000.0),
-    "combined": MemoryModel(130.0, 2000.0),
+    "astroclearnet": MemoryModel(150.0, 2000.0),
+    "combined": MemoryModel(160.0, 2500.0),
 }
 
 
