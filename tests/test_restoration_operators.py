@@ -23,6 +23,7 @@ from lsst.latent_coadds.restoration import (
     gaussian_kernel,
     good_fft_size,
     matching_kernels,
+    remaining_kernel,
 )
 from lsst.latent_coadds.restoration._holes import fill_holes
 
@@ -143,3 +144,11 @@ def test_holes_are_filled_with_the_star_behind() -> None:
     filled = fill_holes(holed, variance, psf)
     assert float((filled - image).abs().max() / image.max()) < 0.1
     torch.testing.assert_close(filled[:20], image[:20])
+
+
+@pytest.mark.parametrize(("fwhm", "spread"), [(2.0, 0.0), (2.0, 1.18), (2.0, 1.4), (3.0, 1.0)])
+def test_remaining_kernel_completes_a_sampled_gaussian(fwhm: float, spread: float) -> None:
+    narrow = torch.nn.functional.pad(gaussian_kernel(spread, 9), (20, 20, 20, 20))
+    completed = convolve(narrow, remaining_kernel(fwhm, spread))
+    expected = gaussian_kernel(fwhm, 49)
+    assert float((completed - expected).abs().max()) < 1e-5 * float(expected.max())

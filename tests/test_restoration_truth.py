@@ -16,7 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from lsst.latent_coadds.restoration import ExposureStack, restore
+from lsst.latent_coadds.restoration import (
+    ExposureStack,
+    ImageMMSettings,
+    convolve,
+    remaining_kernel,
+    restore,
+)
 
 galsim = pytest.importorskip("galsim")
 
@@ -123,3 +129,32 @@ def test_scatter_on_stars_is_predicted(scene: dict[str, Any]) -> None:
     noise = result.noise_realizations.double().numpy()
     predicted = [moments(plane, x, y, 2.0)[0] for plane in noise for x, y, _ in stars]
     assert 0.6 < np.std(predicted) / np.std(actual) < 1.6
+
+
+def matched_flux(image: np.ndarray, x: float, y: float, fwhm: float = 2.0) -> float:
+    """Return the flux that a fit of the target PSF gives."""
+    yy, xx = np.mgrid[: image.shape[0], : image.shape[1]]
+    model = np.exp(-0.5 * ((xx - x) ** 2 + (yy - y) ** 2) * (2.35482 / fwhm) ** 2)
+    return float((image * model).sum() * model.sum() / (model**2).sum())
+
+
+@pytest.mark.parametrize("phase", [(0.0, 0.0), (0.25, 0.0), (0.5, 0.5)])
+def test_attached_psf_fits_stars_wherever_they_lie(phase: tuple[float, float]) -> None:
+    x, y = 40.0 + phase[0], 40.0 + phase[1]
+    image, stamps = [], []
+    for fwhm in (0.5, 0.65, 0.8):
+        psf = galsim.Moffat(beta=3.5, fwhm=fwhm).withFlux(1e5)
+        plane = galsim.ImageD(81, 81, scale=SCALE)
+        image.append(psf.drawImage(plane, center=galsim.PositionD(x + 1, y + 1)).array)
+        stamps.append(psf.drawImage(nx=61, ny=61, scale=SCALE).array.astype(float))
+    ones = np.ones((3, 81, 81))
+    result = restore(ExposureStack(np.stack(image), ones, ones > 0, np.stack(stamps)), n_realizations=0)
+    expected = 1.0
+    if phase == (0.5, 0.5):
+        # Nothing non-negative is narrower there than four equal pixels, which is a little too wide.
+        points = torch.zeros(81, 81, dtype=torch.float64)
+        points[40:42, 40:42] = 0.25
+        spread = 2.35482 * ImageMMSettings().pixel_spread ** 0.5
+        expected = matched_flux(convolve(points, remaining_kernel(2.0, spread)).numpy(), x, y)
+        assert expected > 0.94
+    assert matched_flux(result.image.numpy(), x, y) == pytest.approx(1e5 * expected, rel=0.015)

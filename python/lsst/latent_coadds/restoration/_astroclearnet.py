@@ -94,7 +94,9 @@ def prepare(
     """Make a stack ready for the network."""
     start = time.perf_counter()
     published = settings.form == "published"
-    spread, smoothing = (0.0, settings.target_fwhm) if published else split_target(settings)
+    size = stamp_size(stack, settings.target_fwhm)
+    target = gaussian_kernel(settings.target_fwhm, size)
+    spread, remainder = (0.0, target) if published else split_target(settings)
     operator = make_operator(stack, spread, 0.0)
     quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
@@ -111,8 +113,8 @@ def prepare(
         predict=predict,
         respond=respond,
         quadratic=quadratic,
-        output=Output(operator, correction, smoothing),
-        psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
+        output=Output(operator, correction, remainder),
+        psf=target,
         timings={"prepare": time.perf_counter() - start},
         implant=implant,
     )

@@ -13,7 +13,6 @@ from __future__ import annotations
 __all__ = ("restore_combined",)
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable
 
@@ -51,13 +50,12 @@ class _Seed:
 
     quadratic: NonNegativeQuadratic
     coefficients: torch.Tensor
-    smoothing: float
+    remainder: torch.Tensor
 
     def image(self, transform: torch.Tensor) -> torch.Tensor:
         """Return the latent image at the target PSF."""
-        size = 2 * math.ceil(2.5 * self.smoothing) + 1
         latent = self.quadratic.operator.untransform(transform)
-        return convolve(latent, gaussian_kernel(self.smoothing, size)).clamp_min_(0.0)
+        return convolve(latent, self.remainder).clamp_min_(0.0)
 
 
 def restore_combined(
@@ -176,13 +174,13 @@ def _fit_seed(
     subset: ExposureStack, training: HuberFidelity, settings: CombinedSettings
 ) -> tuple[_Seed, Fit]:
     """Fit ImageMM to the pixels that are not held out."""
-    spread, smoothing = split_target(settings)
+    spread, remainder = split_target(settings)
     operator = make_operator(subset, spread, settings.smooth_scale)
     quadratic = make_quadratic(operator, subset, settings)
     coadd = direct_coadd(subset, DirectSettings(clip=True))
     coefficients = start_accelerated(subset, quadratic, coadd, settings.n_start)
     fit = fit_accelerated(training, quadratic, coefficients, settings)
-    return _Seed(quadratic, fit.coefficients, smoothing), fit
+    return _Seed(quadratic, fit.coefficients, remainder), fit
 
 
 def _reject(

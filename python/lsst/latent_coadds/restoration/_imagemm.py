@@ -31,7 +31,7 @@ from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import HeldOut, fit_accelerated, fit_published
 from ._holes import fill_holes
-from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels
+from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels, remaining_kernel
 from ._learned import split_pixels
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
@@ -92,7 +92,10 @@ def restore_imagemm(
     subset, fidelity, test = _hold_out(stack, settings, generator)
     coadd = direct_coadd(subset, DirectSettings(clip=True))
     accelerated = settings.form == "accelerated"
-    spread, smoothing = split_target(settings) if accelerated else (0.0, settings.target_fwhm)
+    size = stamp_size(stack, settings.target_fwhm)
+    spread, remainder = (
+        split_target(settings) if accelerated else (0.0, gaussian_kernel(settings.target_fwhm, size))
+    )
     operator = make_operator(stack, spread, settings.smooth_scale)
     quadratic = make_quadratic(operator, stack, settings)
     timings["prepare"] = time.perf_counter() - start
@@ -116,8 +119,6 @@ def restore_imagemm(
         latent = _start_published(subset, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress, _watch(operator, test, rejected))
     timings["fit"] = time.perf_counter() - start - sum(timings.values())
-    size = stamp_size(stack, settings.target_fwhm)
-    narrow = gaussian_kernel(smoothing, size)
     correction = make_correction(quadratic, fidelity, spread, settings) if accelerated else None
 
     def correct(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -125,7 +126,7 @@ def restore_imagemm(
 
     def finish(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         latent = operator.untransform(correct(transform, gradient))
-        return operator.crop(convolve(latent, narrow))
+        return operator.crop(convolve(latent, remainder))
 
     image = finish(fit.transform, fit.gradient)
     realizations = realize_noise(
@@ -173,13 +174,13 @@ def stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
     return 2 * max(stack.psf.shape[-1] // 2, math.ceil(2.5 * target_fwhm)) + 1
 
 
-def split_target(settings: ImageMMSettings | AstroClearNetSettings) -> tuple[float, float]:
-    """Return the FWHM of s and of c (see `restore_imagemm`)."""
+def split_target(settings: ImageMMSettings | AstroClearNetSettings) -> tuple[float, torch.Tensor]:
+    """Return the FWHM of s, and c (see `restore_imagemm`)."""
     target = settings.target_fwhm
     spread = FWHM_PER_SIGMA * math.sqrt(settings.pixel_spread)
     if target <= spread:
-        return target, 0.0
-    return spread, math.sqrt(target**2 - spread**2)
+        return target, gaussian_kernel(0.0, 1)
+    return spread, remaining_kernel(target, spread)
 
 
 def make_operator(stack: ExposureStack, spread: float, scale: float) -> ConvolutionOperator:

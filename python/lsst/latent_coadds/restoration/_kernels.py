@@ -10,7 +10,14 @@
 
 from __future__ import annotations
 
-__all__ = ("convolve", "gaussian_kernel", "good_fft_size", "matching_kernels", "taper_window")
+__all__ = (
+    "convolve",
+    "gaussian_kernel",
+    "good_fft_size",
+    "matching_kernels",
+    "remaining_kernel",
+    "taper_window",
+)
 
 import functools
 import math
@@ -58,6 +65,35 @@ def gaussian_kernel(fwhm: float, size: int, *, dtype: torch.dtype = torch.float6
         profile = (offset == 0).to(torch.float64)
     kernel = profile[:, None] * profile[None, :]
     return (kernel / kernel.sum()).to(dtype)
+
+
+def remaining_kernel(fwhm: float, spread: float) -> torch.Tensor:
+    """Return the kernel that completes one sampled Gaussian to another.
+
+    Parameters
+    ----------
+    fwhm : `float`
+        FWHM of the Gaussian to reach, in pixels.
+    spread : `float`
+        FWHM of the Gaussian that there is, in pixels; smaller than ``fwhm``.
+
+    Returns
+    -------
+    kernel : `torch.Tensor`, shape (k, k)
+        float64, with a sum of one.
+
+    Notes
+    -----
+    A quotient of discrete transforms. A Gaussian with the difference of the
+    variances would not do: narrow Gaussians lose up to a third of their
+    variance when they are sampled.
+    """
+    half = math.ceil(4.0 * fwhm)
+    n = 4 * half
+    wide, narrow = (centred_rfft2(gaussian_kernel(f, n - 1), (n, n)).real for f in (fwhm, spread))
+    quotient = torch.roll(torch.fft.irfft2(wide / narrow, s=(n, n)), (half, half), dims=(-2, -1))
+    kernel = quotient[: 2 * half + 1, : 2 * half + 1]
+    return kernel / kernel.sum()
 
 
 def taper_window(size: int, width: int) -> torch.Tensor:

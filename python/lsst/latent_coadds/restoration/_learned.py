@@ -28,7 +28,7 @@ from ._errors import RestorationError
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._holes import fill_holes
-from ._kernels import convolve, gaussian_kernel
+from ._kernels import convolve
 from ._operators import ConvolutionOperator
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
@@ -225,13 +225,13 @@ class Output:
         The forward model.
     correction : `AdaptiveCorrection`, `ResidualCorrection` or `None`
         Linear correction for what was missed.
-    smoothing : `float`
-        FWHM of the Gaussian that is applied at the end.
+    remainder : `torch.Tensor`, shape (k, k)
+        Kernel that is applied at the end.
     """
 
     operator: ConvolutionOperator
     correction: AdaptiveCorrection | ResidualCorrection | None
-    smoothing: float
+    remainder: torch.Tensor
 
     def correct(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
         """Return the padded transform of the corrected latent image."""
@@ -243,8 +243,7 @@ class Output:
     def finish(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
         """Return the final image (H, W)."""
         image = self.operator.untransform(self.correct(latent, fidelity))
-        size = 2 * math.ceil(2.5 * self.smoothing) + 1
-        return self.operator.crop(convolve(image, gaussian_kernel(self.smoothing, size)))
+        return self.operator.crop(convolve(image, self.remainder))
 
 
 def check_not_empty(problem: TrainingProblem, quadratic: NonNegativeQuadratic, latent: torch.Tensor) -> None:

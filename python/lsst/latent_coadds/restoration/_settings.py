@@ -90,15 +90,15 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     pixel_spread: float = _setting(
-        0.2,
-        "Accelerated form: variance (latent px^2, per axis) that is left to the non-negative solution. A "
-        "source between pixels needs up to 0.25; what remains of the target PSF bounds the width of the "
-        "narrowest feature.",
+        0.25,
+        "Accelerated form: variance (latent px^2, per axis, before it is sampled) that is left to the "
+        "non-negative solution. A source between pixels needs up to 0.25; what remains of the target PSF "
+        "bounds the width of the narrowest feature.",
         min=0.0,
         max=1.0,
     )
     residual_damping: float = _setting(
-        0.08,
+        0.05,
         "Accelerated form: response of the PSFs, relative to that at zero frequency, below which the linear "
         "correction for what the non-negative solution missed fades out; 0 leaves the correction out.",
         min=0.0,
@@ -126,7 +126,7 @@ class ImageMMSettings(_Checked):
     )
     n_iter: int = _setting(100, "Largest number of updates; the published form needs a few hundred.", min=1)
     n_steps: int = _setting(
-        0, "Accelerated form: inner steps of an update; 0 takes the number of exposures, 10 to 40.", min=0
+        0, "Accelerated form: inner steps of an update; 0 takes the number of exposures, 10 to 20.", min=0
     )
     tolerance: float = _setting(
         2e-6,
