@@ -47,6 +47,10 @@ from lsst.latent_coadds.restoration import (
 GIB = 2.0**30
 
 
+class EnoughError(Exception):
+    """As many tiles are done as were asked for."""
+
+
 @dataclasses.dataclass
 class Patch:
     """Pixel planes of a patch, and how long they took."""
@@ -64,6 +68,8 @@ class Patch:
     def __post_init__(self) -> None:
         self.image = np.full(self.area.shape, np.nan, dtype=np.float32)
         self.variance = np.full(self.area.shape, np.nan, dtype=np.float32)
+        # As much as the pipeline's noise realizations, counts and masks take.
+        self.others = np.ones((8, *self.area.shape), dtype=np.float32)
 
 
 def clip(window: Window, area: Window) -> Window:
@@ -106,6 +112,8 @@ def restore_patch(
     n_exposures = len(scene.visits)
 
     def work(window: Window) -> None:
+        if len(patch.tiles) == arguments.tiles:
+            raise EnoughError
         result, cut, drawing, seconds = restore_window(scene, window, halo, arguments, settings)
         target = window.within(scene.area)
         patch.image[target] = result.image[cut].numpy()
@@ -126,7 +134,10 @@ def restore_patch(
     def shrunk(size: int, message: str) -> None:
         print(f"out of memory ({message.splitlines()[0]}): tiles of {size} from here", flush=True)
 
-    stream_windows(scene.area, tile_size, work, on_shrink=shrunk)
+    try:
+        stream_windows(scene.area, tile_size, work, on_shrink=shrunk)
+    except EnoughError:
+        print(f"stopped after {len(patch.tiles)} tiles")
     return patch
 
 
@@ -165,6 +176,7 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--variation", type=float, default=0.1, help="of the PSF's width over the patch")
     parser.add_argument("--max-memory", type=float, default=4.5, help="GiB")
     parser.add_argument("--tile", type=int, default=0, help="side of a tile; 0 chooses it from the memory")
+    parser.add_argument("--tiles", type=int, default=-1, help="stop after this many tiles; -1 does all")
     parser.add_argument("--halo", type=int, default=-1, help="-1 takes it from the PSFs")
     parser.add_argument("--seams", type=int, default=2, help="number of tile corners to look at")
     parser.add_argument("--seed", type=int, default=1)
@@ -213,6 +225,7 @@ def main() -> None:
         "tile_size": tile_size,
         "halo": halo,
         "n_tiles": len(patch.tiles),
+        "area_done": sum(window.size for window in patch.tiles) / scene.area.size,
         "restoration_seconds": patch.seconds,
         "drawing_seconds": patch.drawing,
         "wall_seconds": wall,
