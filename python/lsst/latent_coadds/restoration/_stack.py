@@ -208,7 +208,7 @@ class ExposureStack:
     def without(self, held_out: torch.Tensor) -> ExposureStack:
         """Return the stack without the pixels (T, h, w) that are `True`."""
         result = self.to(device=self.image.device, dtype=self.image.dtype)
-        result._sampler = self._sampler
+        result._sampler = self.make_sampler()
         result.good = self.good & ~held_out
         result.image = self.image.masked_fill(held_out, 0.0)
         result.variance = self.variance.masked_fill(held_out, torch.inf)
