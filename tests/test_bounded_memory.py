@@ -128,6 +128,15 @@ def test_tile_size_follows_the_memory() -> None:
     assert sizes[33, 4.0] > 300
 
 
+def test_little_memory_makes_small_tiles_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        result = _run("direct", max_memory=0.5)
+    # The interpreter alone takes more, so that the smallest tiles are taken.
+    assert result.latent_coadd_metrics["tile_size"] == 64
+    assert "allow more" in caplog.text
+    assert len(result.latent_coadd_metrics["tiles"]) == 4
+
+
 def test_halo_follows_the_psf() -> None:
     patch = make_mock_patch()
     sharp, blurred = (

@@ -37,6 +37,9 @@ from ._restorers import Restorer
 from ._tile_plan import explain_shrinking
 from ._train import train_restorer
 
+_SMALL_TILE = 128
+"""Halos of smaller tiles take most of the time."""
+
 
 @dataclasses.dataclass
 class PatchResult:
@@ -148,6 +151,11 @@ def restore_patch(
     area = to_window(bbox)
     plan = settings.plan(exposures, patch)
     tile_size = settings.tile_size or plan.tile_size()
+    if not settings.tile_size and tile_size < min(_SMALL_TILE, *area.shape):
+        report.warn(
+            f"max_memory leaves room for tiles of {tile_size} pixels with halos of {settings.halo}, which is "
+            "slow; allow more, or set tile_size."
+        )
     metrics.describe_plan(tile_size=tile_size, halo=settings.halo)
     if restorer.trains_per_patch and (max(area.shape) > tile_size or settings.initial_weights):
         restorer = train_restorer(exposures, patch, restorer, settings, tile_size, metrics, report)
