@@ -160,7 +160,7 @@ def sgd(parameters: Iterator[nn.Parameter], lr: float, weight_decay: float) -> t
 
 def make_variants(n_steps: int) -> list[Variant]:
     """Return the rows of the table."""
-    base = {"n_iter": n_steps}
+    base = {"start": "random", "n_iter": n_steps, "learning_rate": 0.01}
 
     def change(
         name: str, patch: Patch = contextlib.nullcontext, *, decisive: bool = False, **settings: Any
@@ -169,7 +169,7 @@ def make_variants(n_steps: int) -> list[Variant]:
 
     return [
         Variant("`imagemm`", "imagemm", decisive=True),
-        Variant(f"improved form, {n_steps} steps", settings=base, decisive=True),
+        Variant(f"improved form from random weights, {n_steps} steps", settings=base, decisive=True),
         change("no known sources", implants=0.0, decisive=True),
         change("known sources with a weight of 30 in place of 3", implants=30.0),
         change("no turned and mirrored crops", options(turns=1), decisive=True),
@@ -194,6 +194,9 @@ def make_variants(n_steps: int) -> list[Variant]:
         change("SGD with momentum at a rate of 0.1 in place of AdamW", optimizer(sgd)),
         change("crops of 192 px in place of 128", crop=192),
         change("twice as many steps", n_iter=2 * n_steps, decisive=True),
+        Variant("improved form from stored weights, 200 steps (the default)", decisive=True),
+        Variant("– 50 steps from stored weights", settings={"n_iter": 50}, decisive=True),
+        Variant("– stored weights as they are", settings={"n_iter": 1, "learning_rate": 0.0}, decisive=True),
         Variant("published form, 400 steps", settings={"form": "published", "n_iter": 400}),
         Variant("`combined`", "combined", decisive=True),
     ]

@@ -295,6 +295,17 @@ def test_tiles_of_one_image_fit_together() -> None:
     assert float((difference.abs() / whole.variance[85:-48, 77:-48].sqrt()).max()) < 0.02
 
 
+def test_training_begins_with_stored_weights() -> None:
+    stack = ExposureStack(**stars())
+    stored, random = (
+        restore(stack, "astroclearnet", start=start, n_iter=20, n_realizations=0)
+        for start in ("stored", "random")
+    )
+    assert stored.history[-1]["held_out"] < random.history[-1]["held_out"]
+    assert float(stored.image[35:50, 33:48].sum()) == pytest.approx(5000.0, rel=0.03)
+    assert float(stored.image[13:28, 11:26].sum()) == pytest.approx(1000.0, rel=0.08)
+
+
 def test_wrong_weights_are_named(tmp_path: Path) -> None:
     stack = ExposureStack(**stars())
     weights = train_weights([stack], "astroclearnet", n_iter=1, width=8)

@@ -24,3 +24,4 @@ from ._restore import *
 from ._settings import *
 from ._stack import *
 from ._stream import *
+from ._weights import *

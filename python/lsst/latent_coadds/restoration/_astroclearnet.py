@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("restore_astroclearnet",)
 
 import dataclasses
+import importlib.resources
 import time
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ from ._restoration import Restoration
 from ._settings import AstroClearNetSettings, DirectSettings
 from ._stack import ExposureStack
 from ._training import TrainingOptions
+from ._weights import load_weights
 
 _TURNS = 8
 """Ways in which the network of the improved form sees crops turned and mirrored."""
@@ -117,7 +119,15 @@ def prepare(
         psf=target,
         timings={"prepare": time.perf_counter() - start},
         implant=implant,
+        start=_stored_weights() if settings.start == "stored" and not published else None,
     )
+
+
+def _stored_weights() -> Weights:
+    """Return weights that were trained on simulated fields."""
+    place = importlib.resources.files("lsst.latent_coadds") / "resources" / "weights" / "astroclearnet.pt"
+    with importlib.resources.as_file(place) as path:
+        return load_weights(path)
 
 
 def training_options(settings: AstroClearNetSettings) -> TrainingOptions:

@@ -164,7 +164,7 @@ def prepare(
         predict=lambda network, region, turn: predictor.predict(network, inputs, region, turn),
         respond=respond,
         quadratic=quadratic,
-        output=Output(operator, correction, 0.0),
+        output=Output(operator, correction, gaussian_kernel(0.0, 1)),
         psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
         timings=timings,
     )

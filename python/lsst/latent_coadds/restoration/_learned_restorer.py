@@ -61,6 +61,9 @@ class Preparation:
         Seconds by name of the stage.
     implant : `~collections.abc.Callable`, optional
         Returns a `Twin` for a network, a problem and a random generator.
+    start : `dict`, optional
+        Weights that training begins with, if they are those of such a
+        network.
     """
 
     problem: TrainingProblem
@@ -73,6 +76,7 @@ class Preparation:
     psf: torch.Tensor
     timings: dict[str, float]
     implant: Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None = None
+    start: Weights | None = None
 
     def member(self, network: nn.Module) -> Member:
         """Return the stack as one that a network can be trained on."""
@@ -85,7 +89,7 @@ Prepare = Callable[[ExposureStack, Any, torch.Generator | None], Preparation]
 
 
 def _make_network(preparation: Preparation, weights: Weights | None, generator: torch.Generator) -> nn.Module:
-    """Return a network with random weights, or with those given.
+    """Return a network with its first weights, or with those given.
 
     Raises
     ------
@@ -95,6 +99,8 @@ def _make_network(preparation: Preparation, weights: Weights | None, generator: 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         network = preparation.make_network()
+    if weights is None and preparation.start is not None and _fits(network, preparation.start):
+        weights = preparation.start
     if weights is not None:
         try:
             network.load_state_dict(weights)
@@ -104,6 +110,10 @@ def _make_network(preparation: Preparation, weights: Weights | None, generator: 
                 f"trained with the same form, width and depth ({error})."
             ) from error
     return network
+
+
+def _fits(network: nn.Module, weights: Weights) -> bool:
+    return {n: v.shape for n, v in network.state_dict().items()} == {n: v.shape for n, v in weights.items()}
 
 
 def train_network(

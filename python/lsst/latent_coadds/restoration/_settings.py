@@ -104,7 +104,7 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     sky_damping: float = _setting(
-        0.3,
+        0.4,
         "Accelerated form: the same in the sky between sources, where a higher value brings back less noise "
         "and predicts the data better; 0, or the same as residual_damping, treats both alike.",
         min=0.0,
@@ -182,8 +182,15 @@ class AstroClearNetSettings(_Checked):
     )
     width: int = _setting(16, "Channels of the network, a multiple of 4.", min=4)
     depth: int = _setting(3, "Improved form: number of halvings of the resolution.", min=0, max=5)
-    n_iter: int = _setting(800, "Largest number of training steps.", min=1)
-    learning_rate: float = _setting(1e-2, "Largest learning rate of AdamW.", min=0.0)
+    start: str = _setting(
+        "stored",
+        "Improved form: weights that training begins with: 'stored' (trained on simulated fields; for the "
+        "default width, depth and normalisation, others begin at random) or 'random' (which takes 800 steps "
+        "at a learning rate of 0.01).",
+        choices=("stored", "random"),
+    )
+    n_iter: int = _setting(200, "Largest number of training steps.", min=1)
+    learning_rate: float = _setting(5e-3, "Largest learning rate of AdamW.", min=0.0)
     implants: float = _setting(
         3.0,
         "Improved form: weight of the error on stars and galaxies of known light that are added to the "
