@@ -227,7 +227,7 @@ class AstroClearNetSettings(_Checked):
         min=0.0,
     )
     sky_damping: float = _setting(
-        0.4, "Improved form: as for ImageMM, the same in the sky between sources.", min=0.0
+        0.3, "Improved form: as for ImageMM, the same in the sky between sources.", min=0.0
     )
     n_realizations: int = _setting(4, "Number of noise realizations to make.", min=0)
 
