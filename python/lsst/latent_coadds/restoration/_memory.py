@@ -54,7 +54,7 @@ class MemoryModel:
 
 _MEMORY = {
     "direct": MemoryModel(55.0, 100.0),
-    "imagemm": MemoryModel(105.0, 300.0),
+    "imagemm": MemoryModel(112.0, 300.0),
     "astroclearnet": MemoryModel(150.0, 2000.0),
     "combined": MemoryModel(160.0, 2500.0),
 }
