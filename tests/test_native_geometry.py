@@ -149,7 +149,8 @@ def test_native_stack_agrees_with_the_registered_one() -> None:
     assert native is not None
     assert registered is not None
     assert native.stack.frames is not None
-    assert native.stack.image.shape[1] < 1.5 * 130 / 2
+    # Half as many pixels, turned, in a frame.
+    assert native.stack.image.shape[1] < 1.5 * 130 / 2 + 16
     moved = native.stack.register()
     difference = (moved.image - registered.stack.image)[moved.good & registered.stack.good]
     assert float(difference.abs().max()) < 2e-3 * float(registered.stack.image.max())
