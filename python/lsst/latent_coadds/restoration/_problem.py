@@ -67,13 +67,10 @@ class TrainingProblem:
         return reject_outliers(self.operator, fidelity, transform, n_sigma)
 
     def implanted(self, latent: torch.Tensor) -> TrainingProblem:
-        """Return the problem with a latent image added to the data."""
-        added = self.operator.forward(latent)
-        training, held_out = (
-            HuberFidelity(data.image + added, data.inverse_sigma, data.delta)
-            for data in (self.training, self.held_out)
-        )
-        return dataclasses.replace(self, training=training, held_out=held_out)
+        """Return the problem with a latent image added to the training data."""
+        data = self.training
+        image = data.image + self.operator.forward(latent)
+        return dataclasses.replace(self, training=HuberFidelity(image, data.inverse_sigma, data.delta))
 
     def crop(self, region: Region) -> ConvolutionOperator:
         """Return the operator for a region of the latent image."""
