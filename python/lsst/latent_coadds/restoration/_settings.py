@@ -124,12 +124,12 @@ class ImageMMSettings(_Checked):
     n_start: int = _setting(
         60, "Accelerated form: steps of the cheap start, where gaps and outliers are filled in.", min=0
     )
-    n_iter: int = _setting(100, "Largest number of updates; the published form needs a few hundred.", min=1)
+    n_iter: int = _setting(200, "Largest number of updates; the published form needs a few hundred.", min=1)
     n_steps: int = _setting(
         0, "Accelerated form: inner steps of an update; 0 takes the number of exposures, 10 to 20.", min=0
     )
     tolerance: float = _setting(
-        2e-6,
+        5e-7,
         "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
         min=0.0,
     )

@@ -164,7 +164,8 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
     -----
     Few realizations make a noisy variance, so squares are averaged over
     neighbours too: widely where the image is faint, and where it is bright
-    only over the width of a star.
+    only over the width of a star. No pixel is surer than the sky around it:
+    the specks of a realization are rarely where those of the image are.
     """
     square = (realizations**2).mean(dim=0)
     ones = torch.ones_like(square)
@@ -172,6 +173,6 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
         convolve(square, kernel) / convolve(ones, kernel).clamp_min(1e-6)
         for kernel in (gaussian_kernel(10.0, 31), gaussian_kernel(2.5, 9))
     )
-    floor = 0.1 * wide.clamp_min(1e-30)
-    bright = torch.sigmoid(4.0 * (image / wide.clamp_min(1e-30).sqrt() - 5.0).clamp(-5.0, 5.0))
-    return torch.maximum(bright * narrow + (1.0 - bright) * wide, floor)
+    wide = wide.clamp_min(1e-30)
+    bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
+    return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
