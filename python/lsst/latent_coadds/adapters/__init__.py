@@ -10,6 +10,7 @@
 
 from ._coadd import *
 from ._errors import *
+from ._exposure_f import *
 from ._exposure_f_reader import *
 from ._exposure_reader import *
 from ._masks import *
@@ -17,5 +18,6 @@ from ._patch_exposure import *
 from ._patch_grid import *
 from ._patch_psf import *
 from ._pixel_mapping import *
+from ._psf_limits import *
 from ._tile import *
 from ._visit_image_reader import *

@@ -26,6 +26,7 @@ class InputProblem(enum.StrEnum):
     """Why an exposure could not be used."""
 
     NO_PSF = "no PSF"
+    POOR_PSF = "PSF beyond the limits"
     NO_WCS = "no WCS"
     NO_VARIANCE = "no variance"
     BAD_VARIANCE = "bad variance"

@@ -18,14 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from lsst.images import Box, DetectorFrame, SkyProjection, get_legacy_visit_image_mask_planes
+from lsst.images import Box, DetectorFrame, SkyProjection
 
 from ._errors import BadInputError, InputProblem, UnknownMaskPlaneError
 from ._exposure_reader import DetectorPixels, ExposureReader
-from ._masks import STANDARD_MASK_PLANES
-
-_LEGACY_NAMES = {plane.name: name for name, plane in get_legacy_visit_image_mask_planes().items()}
-"""Names of afw's mask planes by those of lsst.images."""
+from ._masks import LEGACY_NAMES, STANDARD_MASK_PLANES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +185,20 @@ class ExposureFReader(ExposureReader):
             cosmic_ray=cosmic_ray,
         )
 
+    def fill_record(self, record: Any) -> None:
+        summary = self._calibration.summary
+        if summary is not None:
+            visit_info, ap_corr_map = summary.getVisitInfo(), summary.getApCorrMap()
+        else:
+            visit_info, ap_corr_map = self._component("visitInfo"), self._component("apCorrMap")
+        record.setBBox(self._bbox.to_legacy())
+        record.setWcs(self._wcs)
+        record.setPsf(self.psf)
+        record.setPhotoCalib(self._photo_calib)
+        record.setValidPolygon(self._valid_polygon)
+        record.setVisitInfo(visit_info)
+        record.setApCorrMap(ap_corr_map)
+
     def _read_exposure(self, bbox: Box) -> Any:
         legacy_box = bbox.to_legacy()
         try:
@@ -227,10 +238,10 @@ class ExposureFReader(ExposureReader):
         present = mask.getMaskPlaneDict()
         bits = 0
         for name in names:
-            found = next((n for n in (_LEGACY_NAMES.get(name, name), name) if n in present), None)
+            found = next((n for n in (LEGACY_NAMES.get(name, name), name) if n in present), None)
             if found is not None:
                 bits |= mask.getPlaneBitMask(found)
-            elif name not in STANDARD_MASK_PLANES and name not in _LEGACY_NAMES.values():
+            elif name not in STANDARD_MASK_PLANES and name not in LEGACY_NAMES.values():
                 raise UnknownMaskPlaneError(
                     f"{self.name}: there is no mask plane {name!r}. It has {sorted(present)}; "
                     "correct the plane names in the task's configuration."

@@ -187,6 +187,17 @@ class ExposureReader(ABC):
         """
         return None
 
+    def fill_record(self, record: Any) -> None:
+        """Describe the image in a table of coadd inputs.
+
+        Parameters
+        ----------
+        record : `lsst.afw.table.ExposureRecord`
+            Receives bounding box, WCS and PSF, and what else is known.
+        """
+        record.setBBox(self.bbox.to_legacy())
+        record.setWcs(self.sky_projection.to_legacy())
+
     @abstractmethod
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         """Read a part of the pixels.

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = (
     "BAD_MASK_PLANES",
     "COADD_MASK_SCHEMA",
+    "LEGACY_NAMES",
     "STANDARD_MASK_PLANES",
     "select_mask_planes",
 )
@@ -19,7 +20,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lsst.images import Mask, MaskPlane, MaskSchema
+from lsst.images import Mask, MaskPlane, MaskSchema, get_legacy_visit_image_mask_planes
 
 from ._errors import UnknownMaskPlaneError
 
@@ -49,6 +50,9 @@ STANDARD_MASK_PLANES = frozenset(
     }
 )
 """Planes of LSST visit images, which a given exposure may or may not carry."""
+
+LEGACY_NAMES = {plane.name: name for name, plane in get_legacy_visit_image_mask_planes().items()}
+"""Names of the mask planes of lsst.afw, by those of lsst.images."""
 
 COADD_MASK_SCHEMA = MaskSchema(
     [

@@ -138,6 +138,10 @@ class VisitImageReader(ExposureReader):
             "fit the PSF again.",
         )
 
+    def fill_record(self, record: Any) -> None:
+        super().fill_record(record)
+        record.setPsf(self.psf.to_legacy())
+
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         exposure = self._read_exposure(bbox)
         if self._psf is None:

@@ -32,9 +32,12 @@ from lsst.utils.timer import timeMethod
 from ..adapters import (
     BadInputError,
     ExposureReader,
+    InputProblem,
     PatchGrid,
+    PsfLimits,
     UnusableInputsError,
     make_cell_coadd,
+    make_exposure_f,
     make_n_image,
     parse_oversampling,
 )
@@ -156,7 +159,8 @@ class BuildLatentCoaddTask(PipelineTask):
         Returns
         -------
         result : `lsst.pipe.base.Struct`
-            ``latent_coadd`` (`lsst.images.cells.CellCoadd`),
+            ``latent_coadd`` (`lsst.images.cells.CellCoadd`, or
+            `lsst.afw.image.ExposureF` if so configured),
             ``latent_coadd_n_image`` (`lsst.images.Image`) and
             ``latent_coadd_metrics`` (`dict`).
 
@@ -174,6 +178,7 @@ class BuildLatentCoaddTask(PipelineTask):
         started = time.perf_counter()
         metrics = MetricsRecorder(len(exposures) + len(rejected))
         patch = patch.refined(parse_oversampling(self.config.oversampling))
+        exposures = self._select(exposures, metrics)
         settings = self._settings(exposures, patch)
 
         def on_bad(error: BadInputError) -> None:
@@ -203,6 +208,8 @@ class BuildLatentCoaddTask(PipelineTask):
         coadd = make_cell_coadd(
             result.planes, result.cells, prepared, patch, band=band, output_psf=result.psf
         )
+        if self.config.output_storage_class == "ExposureF":
+            coadd = make_exposure_f(coadd, prepared, result.cells)
         n_image = make_n_image(result.planes, patch)
         metrics.add_timing("assembly", time.perf_counter() - assembly)
         metrics.add_timing("total", time.perf_counter() - started)
@@ -220,6 +227,22 @@ class BuildLatentCoaddTask(PipelineTask):
         )
         self._record(described)
         return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
+
+    def _select(self, exposures: Sequence[ExposureReader], metrics: MetricsRecorder) -> list[ExposureReader]:
+        """Leave out the exposures whose PSFs are beyond the limits."""
+        limits = PsfLimits(self.config.max_psf_fwhm, self.config.max_psf_ellipticity)
+        selected = []
+        for reader in exposures:
+            try:
+                limits.check(reader)
+            except BadInputError as error:
+                if error.problem is InputProblem.POOR_PSF:
+                    # What was asked for is no defect, whatever bad_inputs says.
+                    self.log.info("Leaving out %s", error)
+                    metrics.reject(error)
+                    continue
+            selected.append(reader)
+        return selected
 
     def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> BaseException:
         """Return the error for a patch that no exposure contributes to."""

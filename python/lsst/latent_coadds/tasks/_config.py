@@ -77,6 +77,24 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     use_visit_selection = Field[bool](
         doc="Use only the visits that a selection task chose for the patch.", default=False
     )
+    max_psf_fwhm = RangeField(
+        dtype=float,
+        doc="Leave out exposures whose PSF at the centre of the detector is wider, in arcsec (FWHM of a "
+        "Gaussian with the adaptive moments). They are listed in the metrics.",
+        default=None,
+        optional=True,
+        min=0.0,
+    )
+    max_psf_ellipticity = RangeField(
+        dtype=float,
+        doc="Leave out exposures whose PSF at the centre of the detector is more elliptical: "
+        "sqrt((xx - yy)^2 + (2 xy)^2) / (xx + yy) of the adaptive moments.",
+        default=None,
+        optional=True,
+        min=0.0,
+        max=1.0,
+        inclusiveMax=True,
+    )
     bad_mask_planes = ListField[str](
         doc="Mask planes of the calexps whose pixels are not used.", default=list(BAD_MASK_PLANES)
     )
