@@ -17,6 +17,7 @@ __all__ = (
 )
 
 import enum
+from collections.abc import Iterable
 from typing import Any
 
 from lsst.pipe.base import AlgorithmError
@@ -56,7 +57,23 @@ class BadInputError(ValueError):
 
 
 class UnknownMaskPlaneError(ValueError):
-    """A configured mask plane is neither standard nor in the exposure."""
+    """A configured mask plane is neither standard nor in the exposure.
+
+    Parameters
+    ----------
+    dataset : `str`
+        Name of the exposure.
+    plane : `str`
+        The plane.
+    present : `~collections.abc.Iterable` [`str`]
+        Planes that the exposure has.
+    """
+
+    def __init__(self, dataset: str, plane: str, present: Iterable[str]) -> None:
+        super().__init__(
+            f"{dataset}: there is no mask plane {plane!r}. It has {sorted(present)}; "
+            "correct the plane names in the task's configuration."
+        )
 
 
 class PatchNotFoundError(LookupError):

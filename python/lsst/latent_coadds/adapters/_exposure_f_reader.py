@@ -117,6 +117,7 @@ class ExposureFReader(ExposureReader):
         super().__init__(data_id, dataset_type)
         self._source = source
         self._calibration = calibration or FinalCalibration()
+        self._backgrounds: dict[str, Any] = {}
         self._bbox = Box.from_legacy(self._own("bbox", InputProblem.UNREADABLE))
         self._wcs = self._calibrated("getWcs", "wcs", InputProblem.NO_WCS)
         self._sky_projection = SkyProjection.from_legacy(
@@ -156,21 +157,16 @@ class ExposureFReader(ExposureReader):
         try:
             kernel = psf.computeKernelImage(Point2D(x, y)).array
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.NO_PSF,
-                f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
-                "fit the PSF again, or leave the exposure out of the data query.",
-            ) from error
+            raise self._psf_fails(x, y, error) from error
         return self._check_kernel(kernel)
 
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         exposure = self._read_exposure(bbox)
         masked_image = exposure.maskedImage
         if self._calibration.background is not None:
-            masked_image += self._background("background", self._calibration.background, bbox)
+            masked_image += self._background("background", bbox)
         if self._calibration.sky_correction is not None:
-            masked_image -= self._background("sky correction", self._calibration.sky_correction, bbox)
+            masked_image -= self._background("sky_correction", bbox)
         mask = masked_image.mask
         masked = self._select(mask, bad) | self._outside_polygon(bbox)
         saturated_pixels = self._select(mask, saturated)
@@ -207,23 +203,21 @@ class ExposureFReader(ExposureReader):
                 return self._source[legacy_box].clone()
             return self._source.get(parameters={"bbox": legacy_box})
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.UNREADABLE,
-                f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
-            ) from error
+            raise self._unreadable_pixels(error) from error
 
-    def _background(self, what: str, source: Any, bbox: Box) -> Any:
-        """Return a part of a background as an image."""
+    def _background(self, which: str, bbox: Box) -> Any:
+        """Return a part of a background as an image; files are read once."""
         try:
-            background = source.get() if hasattr(source, "dataId") else source
-            return background.getImage()[bbox.to_legacy()]
+            if which not in self._backgrounds:
+                source = getattr(self._calibration, which)
+                self._backgrounds[which] = source.get() if hasattr(source, "dataId") else source
+            return self._backgrounds[which].getImage()[bbox.to_legacy()]
         except Exception as error:
             raise BadInputError(
                 self.name,
                 InputProblem.NO_CALIBRATION,
-                f"Its {what} cannot be read ({type(error).__name__}: {error}); make it again, or switch it "
-                "off in the task's configuration.",
+                f"Its {which.replace('_', ' ')} cannot be read ({type(error).__name__}: {error}); make it "
+                "again, or switch it off in the task's configuration.",
             ) from error
 
     def _outside_polygon(self, bbox: Box) -> np.ndarray:
@@ -242,10 +236,7 @@ class ExposureFReader(ExposureReader):
             if found is not None:
                 bits |= mask.getPlaneBitMask(found)
             elif name not in STANDARD_MASK_PLANES and name not in LEGACY_NAMES.values():
-                raise UnknownMaskPlaneError(
-                    f"{self.name}: there is no mask plane {name!r}. It has {sorted(present)}; "
-                    "correct the plane names in the task's configuration."
-                )
+                raise UnknownMaskPlaneError(self.name, name, present)
         return (mask.array & bits) != 0
 
     def _calibrated(self, getter: str, component: str, problem: InputProblem) -> Any:
@@ -273,9 +264,4 @@ class ExposureFReader(ExposureReader):
                 return getattr(self._source.info, f"get{component[0].upper()}{component[1:]}")()
             return self._source.get(component=component)
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                problem,
-                f"Its {component} cannot be read ({type(error).__name__}: {error}); "
-                "write the dataset again, or leave the exposure out of the data query.",
-            ) from error
+            raise self._unreadable_component(component, problem, error) from error

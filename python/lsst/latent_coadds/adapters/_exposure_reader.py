@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ("DetectorPixels", "ExposureReader")
+__all__ = ("DetectorPixels", "ExposureReader", "name_exposure")
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -104,6 +104,22 @@ class DetectorPixels:
         return sum(a.nbytes for a in (self.image, self.variance, self.good, self.saturated, self.cosmic_ray))
 
 
+def name_exposure(dataset_type: str, data_id: Mapping[str, Any]) -> str:
+    """Return the name of a detector image as a user would give it to the Butler.
+
+    Parameters
+    ----------
+    dataset_type : `str`
+        Name of the dataset type.
+    data_id : `~collections.abc.Mapping`
+        At least ``instrument``, ``visit`` and ``detector``.
+    """
+    return (
+        f"{dataset_type}@{{instrument: {str(data_id['instrument'])!r}, visit: {int(data_id['visit'])}, "
+        f"detector: {int(data_id['detector'])}}}"
+    )
+
+
 class ExposureReader(ABC):
     """Access to one detector image, of whichever type.
 
@@ -127,10 +143,8 @@ class ExposureReader(ABC):
     @property
     def name(self) -> str:
         """The dataset as a user would name it to the Butler (`str`)."""
-        return (
-            f"{self.dataset_type}@{{instrument: {self.instrument!r}, visit: {self.visit}, "
-            f"detector: {self.detector}}}"
-        )
+        data_id = {"instrument": self.instrument, "visit": self.visit, "detector": self.detector}
+        return name_exposure(self.dataset_type, data_id)
 
     @property
     @abstractmethod
@@ -223,6 +237,29 @@ class ExposureReader(ABC):
         UnknownMaskPlaneError
             If a plane does not exist.
         """
+
+    def _unreadable_pixels(self, error: Exception) -> BadInputError:
+        return BadInputError(
+            self.name,
+            InputProblem.UNREADABLE,
+            f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
+        )
+
+    def _unreadable_component(self, component: str, problem: InputProblem, error: Exception) -> BadInputError:
+        return BadInputError(
+            self.name,
+            problem,
+            f"Its {component} cannot be read ({type(error).__name__}: {error}); "
+            "write the dataset again, or leave the exposure out of the data query.",
+        )
+
+    def _psf_fails(self, x: float, y: float, error: Exception) -> BadInputError:
+        return BadInputError(
+            self.name,
+            InputProblem.NO_PSF,
+            f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
+            "fit the PSF again, or leave the exposure out of the data query.",
+        )
 
     def _check_kernel(self, kernel: np.ndarray) -> np.ndarray:
         kernel = np.asarray(kernel, dtype=np.float64)

@@ -99,8 +99,5 @@ def select_mask_planes(mask: Mask, names: Iterable[str], dataset: str) -> np.nda
         if name in present:
             selected |= mask.get(name)
         elif name not in STANDARD_MASK_PLANES:
-            raise UnknownMaskPlaneError(
-                f"{dataset}: there is no mask plane {name!r}. It has {sorted(present)}; "
-                "correct the plane names in the task's configuration."
-            )
+            raise UnknownMaskPlaneError(dataset, name, present)
     return selected

@@ -77,11 +77,7 @@ class VisitImageReader(ExposureReader):
                 return self._source[bbox]
             return self._source.get(parameters={"bbox": bbox})
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                InputProblem.UNREADABLE,
-                f"Its pixels cannot be read ({type(error).__name__}: {error}); write the dataset again.",
-            ) from error
+            raise self._unreadable_pixels(error) from error
 
     def _component(self, component: str, problem: InputProblem) -> Any:
         try:
@@ -90,12 +86,7 @@ class VisitImageReader(ExposureReader):
             else:
                 value = self._source.get(component=component)
         except Exception as error:
-            raise BadInputError(
-                self.name,
-                problem,
-                f"Its {component} cannot be read ({type(error).__name__}: {error}); "
-                "write the dataset again, or leave the exposure out of the data query.",
-            ) from error
+            raise self._unreadable_component(component, problem, error) from error
         if value is None:
             raise BadInputError(
                 self.name,
@@ -117,7 +108,7 @@ class VisitImageReader(ExposureReader):
         try:
             kernel = psf.compute_kernel_image(x=x, y=y).array
         except Exception as error:
-            raise self._cannot_evaluate(x, y, error) from error
+            raise self._psf_fails(x, y, error) from error
         return self._check_kernel(kernel)
 
     def draw_psf_kernel(self, *, x: float, y: float, jacobian: np.ndarray, size: int) -> np.ndarray | None:
@@ -127,16 +118,8 @@ class VisitImageReader(ExposureReader):
         try:
             kernel = draw_piff(psf, x, y, jacobian, size)
         except Exception as error:
-            raise self._cannot_evaluate(x, y, error) from error
+            raise self._psf_fails(x, y, error) from error
         return None if kernel is None else self._check_kernel(kernel)
-
-    def _cannot_evaluate(self, x: float, y: float, error: Exception) -> BadInputError:
-        return BadInputError(
-            self.name,
-            InputProblem.NO_PSF,
-            f"Its PSF cannot be evaluated at x={x:.1f}, y={y:.1f} ({type(error).__name__}: {error}); "
-            "fit the PSF again.",
-        )
 
     def fill_record(self, record: Any) -> None:
         super().fill_record(record)

@@ -21,6 +21,7 @@ from ..adapters import (
     FinalCalibration,
     InputProblem,
     VisitImageReader,
+    name_exposure,
 )
 
 
@@ -78,10 +79,7 @@ class ExposureOpener:
         if not dataset_type.storageClass_name.startswith("Exposure"):
             return VisitImageReader(handle, data_id, dataset_type.name)
         visit, detector = int(data_id["visit"]), int(data_id["detector"])
-        name = (
-            f"{dataset_type.name}@{{instrument: {data_id['instrument']!r}, visit: {visit}, "
-            f"detector: {detector}}}"
-        )
+        name = name_exposure(dataset_type.name, data_id)
         backgrounds = {
             "sky_correction": _find(self._sky_corrections, (visit, detector), name, "sky correction"),
             "background": _find(self._backgrounds, (visit, detector), name, "background"),
