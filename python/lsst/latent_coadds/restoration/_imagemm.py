@@ -124,16 +124,21 @@ def restore_imagemm(
     def correct(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         return transform if correction is None else correction.correct(transform, gradient)
 
-    def finish(transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        latent = operator.untransform(correct(transform, gradient))
-        return operator.crop(convolve(latent, remainder))
+    def narrow(corrected: torch.Tensor) -> torch.Tensor:
+        return operator.crop(convolve(operator.untransform(corrected), remainder))
 
-    image = finish(fit.transform, fit.gradient)
+    corrected = correct(fit.transform, fit.gradient)
+    image = narrow(corrected)
     realizations = realize_noise(
-        fidelity, quadratic, fit.coefficients, finish, settings.n_realizations, generator
+        fidelity,
+        quadratic,
+        fit.coefficients,
+        lambda transform, gradient: narrow(correct(transform, gradient)),
+        settings.n_realizations,
+        generator,
     )
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
-    lifted = operator.lift(correct(fit.transform, fit.gradient))
+    lifted = operator.lift(corrected)
     variance = smooth_variance(realizations, image) if len(realizations) else coadd.variance
     return assemble(
         stack,
