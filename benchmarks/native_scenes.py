@@ -20,9 +20,9 @@ from collections.abc import Sequence
 
 import galsim
 import numpy as np
-from scenes import SCALE, STAMP, Scene
+from scenes import SCALE, STAMP, Scene, SourceField
 
-from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry
+from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, psf_basis_terms
 
 _STEP = 16
 """Spacing of the positions at which the mapping of a frame is given, in pixels."""
@@ -178,17 +178,16 @@ class NativeScene(Scene):
 
     def _psf_basis(self, frame: Frame, degree: int) -> np.ndarray:
         """Fit polynomials of the position to stamps, (J, k, k)."""
-        line = np.linspace(0.0, self.size - 1.0, 4 if degree else 1) if degree else [0.5 * (self.size - 1)]
+        line = np.linspace(0.0, self.size - 1.0, 4) if degree else [0.5 * (self.size - 1)]
         points = [(x, y) for y in line for x in line]
         stamps = np.stack([frame.camera.latent_stamp(x, y, self.stamp) for x, y in points])
         stamps /= stamps.sum(axis=(1, 2), keepdims=True)
         u, v = (2 * np.array(points) / (self.size - 1) - 1).T
-        design = np.stack([u ** (n - m) * v**m for n in range(degree + 1) for m in range(n + 1)], axis=1)
-        basis = np.linalg.lstsq(design, stamps.reshape(len(points), -1), rcond=None)[0]
+        basis = np.linalg.lstsq(psf_basis_terms(u, v, degree), stamps.reshape(len(points), -1), rcond=None)[0]
         return basis.reshape(-1, self.stamp, self.stamp)
 
 
-class NativeSceneMaker:
+class NativeSceneMaker(SourceField):
     """Draw scenes that many differently placed detectors have seen.
 
     Parameters
@@ -215,18 +214,6 @@ class NativeSceneMaker:
             stamp = camera.latent_stamp(middle, middle, self.stamp)
             power += (stamp**2).sum() * layout.oversampling**2 / sigma**2
         self.flux_error = float(power**-0.5)
-
-    def grid(self, pitch: float, *, border: float = 18.0, jitter: float = 3.0) -> np.ndarray:
-        """Return positions (N, 2) near a square grid, in random order."""
-        line = np.arange(border, self.size - border, pitch)
-        positions = np.array([(x, y) for y in line for x in line])
-        positions = positions + self.rng.uniform(-jitter, jitter, positions.shape)
-        return positions[self.rng.permutation(len(positions))]
-
-    def stars(self, positions: np.ndarray, signal_to_noise: Sequence[float]) -> np.ndarray:
-        """Return rows of x, y, S/N, flux."""
-        s = np.asarray([signal_to_noise[i % len(signal_to_noise)] for i in range(len(positions))])
-        return np.column_stack([positions, s, s * self.flux_error])
 
     def draw(
         self,

@@ -56,7 +56,37 @@ class Scene:
         return float((1.0 / self.sigma**2).sum() ** -0.5)
 
 
-class SceneMaker:
+class SourceField:
+    """Places sources; a base class of what draws them.
+
+    Attributes
+    ----------
+    rng : `numpy.random.Generator`
+        Source of positions.
+    size : `int`
+        Width of the scene in pixels.
+    flux_error : `float`
+        Cramer-Rao error of the flux of an isolated star.
+    """
+
+    rng: np.random.Generator
+    size: int
+    flux_error: float
+
+    def grid(self, pitch: float, *, border: float = 18.0, jitter: float = 3.0) -> np.ndarray:
+        """Return positions (N, 2) near a square grid, in random order."""
+        line = np.arange(border, self.size - border, pitch)
+        positions = np.array([(x, y) for y in line for x in line])
+        positions = positions + self.rng.uniform(-jitter, jitter, positions.shape)
+        return positions[self.rng.permutation(len(positions))]
+
+    def stars(self, positions: np.ndarray, signal_to_noise: Sequence[float]) -> np.ndarray:
+        """Return rows of x, y, S/N, flux."""
+        s = np.asarray([signal_to_noise[i % len(signal_to_noise)] for i in range(len(positions))])
+        return np.column_stack([positions, s, s * self.flux_error])
+
+
+class SceneMaker(SourceField):
     """Draw scenes with the same exposures and different contents.
 
     Parameters
@@ -98,18 +128,6 @@ class SceneMaker:
         self.scale[:2] += flux_scale_error
         self.shift = np.zeros(n_exposures)
         self.shift[:2] = shift
-
-    def grid(self, pitch: float, *, border: float = 18.0, jitter: float = 3.0) -> np.ndarray:
-        """Return positions (N, 2) near a square grid, in random order."""
-        line = np.arange(border, self.size - border, pitch)
-        positions = np.array([(x, y) for y in line for x in line])
-        positions = positions + self.rng.uniform(-jitter, jitter, positions.shape)
-        return positions[self.rng.permutation(len(positions))]
-
-    def stars(self, positions: np.ndarray, signal_to_noise: Sequence[float]) -> np.ndarray:
-        """Return rows of x, y, S/N, flux."""
-        s = np.asarray([signal_to_noise[i % len(signal_to_noise)] for i in range(len(positions))])
-        return np.column_stack([positions, s, s * self.flux_error])
 
     def draw(
         self,
