@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from ._kernels import FWHM_PER_SIGMA
+from ._kernels import FWHM_PER_SIGMA, value_at_origin
 from ._proximal import NonNegativeQuadratic
 
 SIGNAL_TO_NOISE = (4.0, 500.0)
@@ -71,7 +71,7 @@ class SourceMaker:
         height, width = quadratic.operator.fft_shape
         y, x = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None]
         power = torch.exp(-((2.0 * math.pi * spread) ** 2) * (x**2 + y**2)).to(quadratic.curvature)
-        precision = torch.fft.irfft2(quadratic.curvature * power, s=(height, width))[0, 0]
+        precision = value_at_origin(quadratic.curvature * power, (height, width))
         return cls(quadratic.operator.latent_shape, spread, float(precision) ** -0.5)
 
     def draw(self, generator: torch.Generator) -> torch.Tensor:

@@ -117,6 +117,14 @@ def centred_rfft2(kernel: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     return torch.fft.rfft2(torch.roll(padded, (-(k // 2), -(k // 2)), dims=(-2, -1)))
 
 
+def value_at_origin(transform: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Return the value at the origin of what was transformed with rfft2.
+
+    Of an autocorrelation, that is the sum of squares.
+    """
+    return torch.fft.irfft2(transform, s=shape)[0, 0]
+
+
 def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 0.01) -> torch.Tensor:
     """Return kernels that turn a Gaussian of width ``fwhm`` into each PSF.
 

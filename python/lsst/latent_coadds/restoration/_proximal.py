@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel
+from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel, value_at_origin
 from ._operators import ConvolutionOperator
 
 _COARSE_SCALE = 2.0
@@ -58,9 +58,7 @@ class _Component:
         size = min(2 * math.ceil(5.0 * scale) + 1, (min(operator.fft_shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(FWHM_PER_SIGMA * scale, size).to(curvature.device)
         profile = centred_rfft2(kernel, operator.fft_shape).real.to(curvature)
-        self.noise = float(
-            torch.fft.irfft2(curvature * profile**2, s=operator.fft_shape)[0, 0].clamp_min(0.0).sqrt()
-        )
+        self.noise = float(value_at_origin(curvature * profile**2, operator.fft_shape).clamp_min(0.0).sqrt())
         self.largest = float(curvature[0, 0] * profile[0, 0] ** 2) / self.step**2
         self._above, self._below = (height + 1) // 2, height // 2
         self._columns = width // 2 + 1

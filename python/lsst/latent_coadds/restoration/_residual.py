@@ -17,7 +17,7 @@ import math
 import torch
 
 from ._fidelity import HuberFidelity
-from ._kernels import centred_rfft2, gaussian_kernel
+from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 
@@ -128,8 +128,7 @@ class AdaptiveCorrection:
         self._curvature = quadratic.curvature
         self._near = ResidualCorrection(quadratic, spread, damping)
         self._far = ResidualCorrection(quadratic, spread, sky_damping)
-        # The mean of a transform is the value at the origin: the summed squares of the kernels.
-        square = torch.fft.irfft2(self._curvature, s=self._operator.fft_shape)[0, 0]
+        square = value_at_origin(self._curvature, self._operator.fft_shape)
         self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
         self._disc = self._make_disc(float(self._curvature[0, 0] / square))
 

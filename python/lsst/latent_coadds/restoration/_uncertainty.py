@@ -18,7 +18,7 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
-from ._kernels import convolve, gaussian_kernel
+from ._kernels import convolve, gaussian_kernel, value_at_origin
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 
@@ -143,8 +143,7 @@ def find_sources(
     operator = quadratic.operator
     sky = torch.zeros_like(operator.transform(quadratic.curvature.new_zeros(operator.latent_shape)))
     signal = -operator.untransform(evaluate(operator, fidelity, sky)[1])
-    # The mean of a transform is the value at the origin: the summed squares of the kernels.
-    noise = torch.fft.irfft2(quadratic.curvature, s=operator.fft_shape)[0, 0].sqrt()
+    noise = value_at_origin(quadratic.curvature, operator.fft_shape).sqrt()
     found = (signal > threshold * noise).to(signal.dtype)
     size = 2 * grow + 1
     return torch.nn.functional.max_pool2d(found[None, None], size, stride=1, padding=grow)[0, 0]
