@@ -10,8 +10,10 @@ from __future__ import annotations
 
 __all__ = ("BuildLatentCoaddTask",)
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -41,6 +43,7 @@ from ..adapters import (
     make_n_image,
     parse_oversampling,
 )
+from ..restoration import find_devices, hold_device
 from ._config import BuildLatentCoaddConfig
 from ._metrics import MetricsRecorder
 from ._open_exposures import ExposureOpener
@@ -193,11 +196,12 @@ class BuildLatentCoaddTask(PipelineTask):
         if not prepared:
             raise self._explain_nothing(patch, metrics)
         metrics.add_timing("reading", time.perf_counter() - started)
-        self.log.info(
-            "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
-            *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
-        )
-        result = restore_patch(prepared, patch, self.restorer, settings, metrics, _LogReporter(self.log))
+        with self._hold_device(settings, metrics) as settings:
+            self.log.info(
+                "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
+                *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
+            )
+            result = restore_patch(prepared, patch, self.restorer, settings, metrics, _LogReporter(self.log))
         if not result.planes.n_image.any():
             # The good pixels are all in the halo, beyond the patch.
             for exposure in prepared:
@@ -280,6 +284,31 @@ class BuildLatentCoaddTask(PipelineTask):
             seed=config.seed,
             device=device,
         )
+
+    @contextmanager
+    def _hold_device(
+        self, settings: RestorePatchSettings, metrics: MetricsRecorder
+    ) -> Iterator[RestorePatchSettings]:
+        """Wait for a device, and yield the settings for work on it."""
+        kind, started = settings.device, time.perf_counter()
+        n_holders = self.config.quanta_per_device
+        if n_holders is None:
+            n_holders = 0 if kind == "cpu" else 1
+        directory = self.config.device_lock_directory
+        log = PeriodicLogger(self.log, interval=60.0)
+        log.next_log_time = 0.0  # The first message comes at once.
+
+        def report(waited: float) -> None:
+            log.log("Waiting for a %s device, which %d other quanta use (%.0f s)", kind, n_holders, waited)
+
+        with hold_device(find_devices(kind), n_holders, directory=directory, on_wait=report) as device:
+            metrics.add_timing("waiting", time.perf_counter() - started)
+            max_device_memory = settings.max_device_memory
+            if n_holders > 1 and kind == "cuda" and not max_device_memory:
+                # What is free now will not be, once the others begin.
+                _, total = torch.cuda.mem_get_info(device)
+                max_device_memory = 0.8 * total / n_holders / 2**30
+            yield dataclasses.replace(settings, device=device, max_device_memory=max_device_memory)
 
     def _record(self, metrics: dict[str, Any]) -> None:
         """Copy the leading figures to the task metadata, and log them."""

@@ -39,6 +39,20 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         default="auto",
         optional=False,
     )
+    quanta_per_device = RangeField(
+        dtype=int,
+        doc="How many processes may use one device of a machine at a time; others wait for it. 0: any "
+        "number. By default 1 for a CUDA device and any number for the CPU.",
+        default=None,
+        optional=True,
+        min=0,
+    )
+    device_lock_directory = Field[str](
+        doc="Where the lock files of quanta_per_device are: on a disk of the machine itself, the same for "
+        "all processes. By default the system's temporary directory.",
+        default=None,
+        optional=True,
+    )
     input_storage_class = ChoiceField[str](
         doc="Type of the calexps.",
         allowed={"VisitImage": "that of lsst.images", "ExposureF": "that of lsst.afw; needs a full stack"},
