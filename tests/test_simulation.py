@@ -255,3 +255,29 @@ def test_expected_snr_scales_with_flux_and_visits() -> None:
     catalog["flux"] *= 2
     np.testing.assert_allclose(expected_snr(SMALL, catalog, plan_pointings(SMALL)), 2 * faint, rtol=0.1)
     assert np.all(expected_snr(SMALL, catalog, plan_pointings(SMALL)[:1]) <= 2 * faint)
+
+
+def test_visits_take_the_bands_in_turn(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SMALL, n_visits=3, n_detectors=1, bands=("i", "r"))
+    butler = simulate(tmp_path, settings, progress=False)
+    refs = butler.query_datasets("calexp", CALEXP_RUN, with_dimension_records=True)
+    assert {ref.dataId["visit"]: ref.dataId["band"] for ref in refs} == {1001: "i", 1002: "r", 1003: "i"}
+    exposure = butler.get("calexp", instrument="LatentSim", visit=1002, detector=0, collections=CALEXP_RUN)
+    assert (exposure.band, exposure.physical_filter) == ("r", "Sim-R")
+    # The sky is the same: only the band has changed.
+    plain = dataclasses.replace(settings, bands=("i",))
+    (first, second), catalog = plan_pointings(plain)[:2], make_catalog(settings)
+    assert dataclasses.replace(second, band="r") == plan_pointings(settings)[1]
+    np.testing.assert_array_equal(
+        simulate_exposure(plain, catalog, second, 0).visit_image.image.array, exposure.image.array
+    )
+    # Only visits of the first band count for what its coadd can reach.
+    _, truth = read_truth(tmp_path / "truth", 0)
+    third = plan_pointings(settings)[2]
+    np.testing.assert_allclose(truth["snr"], expected_snr(settings, catalog, [first, third]))
+
+
+@pytest.mark.parametrize("bands", [(), ("i", "i"), ("i", "")])
+def test_bands_that_make_no_sense_are_refused(bands: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="needs bands"):
+        dataclasses.replace(SMALL, bands=bands)

@@ -14,13 +14,20 @@ from typing import Any
 
 import click
 
-from ..simulation import SceneMismatchError, SceneSettings, simulate
+from ..simulation import SceneSettings, simulate
 from ._scene_options import scene_options
 
 
 @click.command("simulate")
 @click.argument("root", type=click.Path(file_okay=False, path_type=Path))
 @scene_options
+@click.option(
+    "--bands",
+    default=SceneSettings.bands[0],
+    show_default=True,
+    callback=lambda context, parameter, value: tuple(band.strip() for band in value.split(",")),
+    help="Bands, which the visits take in turn, separated by commas.",
+)
 def command(root: Path, **scene: Any) -> None:
     """Make a Butler repository of simulated exposures in ROOT/repo.
 
@@ -29,6 +36,6 @@ def command(root: Path, **scene: Any) -> None:
     """
     try:
         simulate(root, SceneSettings(**scene))
-    except (SceneMismatchError, FileExistsError) as e:
+    except (ValueError, FileExistsError) as e:
         raise click.ClickException(str(e)) from e
     click.echo(f"The repository is {root / 'repo'}, the truth is in {root / 'truth'}.")

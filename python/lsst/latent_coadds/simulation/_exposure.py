@@ -50,6 +50,8 @@ class Pointing:
         Moffat slope.
     sky_noise : `float`
         Standard deviation of the sky in nJy per pixel.
+    band : `str`
+        Band of the filter.
     """
 
     visit: int
@@ -59,6 +61,7 @@ class Pointing:
     fwhm: float
     beta: float
     sky_noise: float
+    band: str
 
     @property
     def exposure_time(self) -> float:
@@ -172,6 +175,7 @@ def plan_pointings(settings: SceneSettings) -> list[Pointing]:
                 fwhm=seeing / settings.pixel_scale,
                 beta=float(rng.uniform(*settings.beta)),
                 sky_noise=float(rng.uniform(*settings.sky_noise)) * settings.counts_to_njy,
+                band=settings.bands[i % len(settings.bands)],
             )
         )
     return pointings
@@ -217,8 +221,8 @@ def simulate_exposure(
         instrument=settings.instrument,
         visit=pointing.visit,
         detector=detector,
-        physical_filter=settings.physical_filter,
-        band=settings.band,
+        physical_filter=settings.physical_filters[pointing.band],
+        band=pointing.band,
         exposure_time=pointing.exposure_time,
         begin=pointing.begin,
         detector_info=_describe_detector(settings, pointing.visit, detector, bbox),

@@ -77,7 +77,7 @@ def simulate(root: str | os.PathLike[str], settings: SceneSettings, *, progress:
         butler,
         settings.instrument,
         range(settings.n_detectors),
-        {settings.physical_filter: settings.band},
+        {physical: band for band, physical in settings.physical_filters.items()},
         instrument_class=SimulatedInstrument,
     )
     register_sky_map(butler, settings.sky_map)
@@ -90,7 +90,7 @@ def simulate(root: str | os.PathLike[str], settings: SceneSettings, *, progress:
         todo, desc="simulating", unit="exposure", disable=not progress or not todo
     ):
         put_calexp(butler, simulate_exposure(settings, catalog, pointing, detector).visit_image, CALEXP_RUN)
-    catalog["snr"] = expected_snr(settings, catalog, pointings)
+    catalog["snr"] = expected_snr(settings, catalog, [p for p in pointings if p.band == settings.band])
     write_truth(root / "truth", settings, catalog)
     return butler
 
@@ -116,7 +116,7 @@ def _visit_record(settings: SceneSettings, pointing: Pointing) -> VisitRecord:
     return VisitRecord(
         instrument=settings.instrument,
         visit=pointing.visit,
-        physical_filter=settings.physical_filter,
+        physical_filter=settings.physical_filters[pointing.band],
         begin=pointing.begin,
         exposure_time=pointing.exposure_time,
         regions={d: box_region(pointing.wcs(settings, d), bbox) for d in range(settings.n_detectors)},

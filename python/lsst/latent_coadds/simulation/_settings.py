@@ -83,6 +83,9 @@ class SceneSettings:
         Side of the PSF's kernel images in pixels.
     center : `tuple` [`float`, `float`]
         Right ascension and declination of the tract in degrees.
+    bands : `tuple` [`str`, ...]
+        Bands, which the visits take in turn. Every source has the same AB
+        magnitude in all of them, so that one truth serves them all.
     """
 
     seed: int = 1
@@ -116,10 +119,9 @@ class SceneSettings:
     target_fwhm: float = 2.0
     stamp_size: int = 51
     center: tuple[float, float] = (150.12, 2.21)
+    bands: tuple[str, ...] = ("i",)
 
     instrument = "LatentSim"
-    physical_filter = "Sim-I"
-    band = "i"
     skymap = "latent_sim"
 
     def __post_init__(self) -> None:
@@ -128,6 +130,18 @@ class SceneSettings:
                 f"A scene needs visits and detectors; got n_visits={self.n_visits}, "
                 f"n_detectors={self.n_detectors}."
             )
+        if not self.bands or len(set(self.bands)) < len(self.bands) or not all(self.bands):
+            raise ValueError(f"A scene needs bands, each of them once; got {self.bands}.")
+
+    @property
+    def band(self) -> str:
+        """First of the bands (`str`)."""
+        return self.bands[0]
+
+    @property
+    def physical_filters(self) -> dict[str, str]:
+        """Physical filter by band (`dict` [`str`, `str`])."""
+        return {band: f"Sim-{band.upper()}" for band in self.bands}
 
     @property
     def counts_to_njy(self) -> float:
