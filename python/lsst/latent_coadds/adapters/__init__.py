@@ -19,5 +19,6 @@ from ._patch_grid import *
 from ._patch_psf import *
 from ._pixel_mapping import *
 from ._psf_limits import *
+from ._summary_limits import *
 from ._tile import *
 from ._visit_image_reader import *

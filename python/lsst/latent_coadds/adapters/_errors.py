@@ -13,6 +13,7 @@ __all__ = (
     "InputProblem",
     "PatchNotFoundError",
     "UnknownMaskPlaneError",
+    "UnknownStatisticError",
     "UnusableInputsError",
 )
 
@@ -34,6 +35,7 @@ class InputProblem(enum.StrEnum):
     BAD_UNIT = "bad unit"
     NO_CALIBRATION = "no final calibration"
     NO_GOOD_PIXELS = "no good pixels"
+    NOT_SELECTED = "not selected"
     UNREADABLE = "unreadable"
 
 
@@ -73,6 +75,26 @@ class UnknownMaskPlaneError(ValueError):
         super().__init__(
             f"{dataset}: there is no mask plane {plane!r}. It has {sorted(present)}; "
             "correct the plane names in the task's configuration."
+        )
+
+
+class UnknownStatisticError(ValueError):
+    """A configured statistic is not among those of the exposure.
+
+    Parameters
+    ----------
+    dataset : `str`
+        Name of the exposure.
+    name : `str`
+        The statistic.
+    present : `~collections.abc.Iterable` [`str`]
+        Statistics that the exposure has.
+    """
+
+    def __init__(self, dataset: str, name: str, present: Iterable[str]) -> None:
+        super().__init__(
+            f"{dataset}: there is no summary statistic {name!r}. It has {sorted(present)}; "
+            "correct the names in the task's configuration."
         )
 
 

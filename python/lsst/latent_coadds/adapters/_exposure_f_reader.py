@@ -12,6 +12,7 @@ from __future__ import annotations
 __all__ = ("ExposureFReader", "FinalCalibration")
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -38,11 +39,15 @@ class FinalCalibration:
         Background to subtract, in the image's uncalibrated units.
     background : `lsst.afw.math.BackgroundList` or handle, optional
         Background that was subtracted and is to be added again.
+    effective_time : `float`
+        Mean effective exposure time of the visit's detectors that have a WCS,
+        in seconds; NaN if it is not known.
     """
 
     summary: Any = None
     sky_correction: Any = None
     background: Any = None
+    effective_time: float = math.nan
 
     @classmethod
     def from_summary(cls, summary: Any, detector: int, name: str, **backgrounds: Any) -> FinalCalibration:
@@ -83,7 +88,15 @@ class FinalCalibration:
                 f"The visit summary has no usable {' and '.join(missing)} for this detector; "
                 "nothing needs to be done unless this detector matters.",
             )
-        return cls(summary=row, **backgrounds)
+        return cls(summary=row, effective_time=_mean_effective_time(summary), **backgrounds)
+
+
+def _mean_effective_time(summary: Any) -> float:
+    if "effTime" not in summary.schema:
+        return math.nan
+    values = np.array([row["effTime"] for row in summary if row.getWcs() is not None])
+    values = values[np.isfinite(values)]
+    return float(values.mean()) if len(values) else math.nan
 
 
 class ExposureFReader(ExposureReader):
@@ -149,6 +162,21 @@ class ExposureFReader(ExposureReader):
         if self._calibration.summary is not None:
             return self._calibration.summary.getValidPolygon()
         return self._component("validPolygon")
+
+    @property
+    def effective_time(self) -> float:
+        if self._calibration.summary is not None:
+            return self._calibration.effective_time
+        return super().effective_time
+
+    def _read_statistics(self) -> Mapping[str, float]:
+        row = self._calibration.summary
+        if row is None:
+            statistics = self._component("summaryStats")
+            items = {} if statistics is None else dataclasses.asdict(statistics)
+        else:
+            items = {name: row[name] for name in row.schema.getNames()}
+        return {name: float(value) for name, value in items.items() if isinstance(value, int | float)}
 
     def compute_psf_kernel(self, *, x: float, y: float) -> np.ndarray:
         from lsst.geom import Point2D

@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ("DetectorPixels", "ExposureReader", "name_exposure")
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 
 from lsst.images import Box, DetectorFrame, SkyProjection
 
-from ._errors import BadInputError, InputProblem
+from ._errors import BadInputError, InputProblem, UnknownStatisticError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,7 @@ class ExposureReader(ABC):
         self.physical_filter = str(data_id.get("physical_filter", "unknown"))
         self.day_obs = int(data_id.get("day_obs", 0))
         self.dataset_type = dataset_type
+        self._statistics: Mapping[str, float] | None = None
 
     @property
     def name(self) -> str:
@@ -200,6 +202,45 @@ class ExposureReader(ABC):
             If there is no usable PSF at that position.
         """
         return None
+
+    def get_statistic(self, name: str) -> float:
+        """Return a summary statistic.
+
+        Parameters
+        ----------
+        name : `str`
+            Its name in visit summaries, such as ``effTime`` or ``nPsfStar``.
+
+        Returns
+        -------
+        value : `float`
+            The value; NaN if the exposure has no statistics.
+
+        Raises
+        ------
+        UnknownStatisticError
+            If there are statistics, and none of that name.
+        BadInputError
+            If the statistics cannot be read.
+        """
+        if self._statistics is None:
+            self._statistics = self._read_statistics()
+        if not self._statistics:
+            return math.nan
+        if name not in self._statistics:
+            raise UnknownStatisticError(self.name, name, self._statistics)
+        return self._statistics[name]
+
+    @property
+    def effective_time(self) -> float:
+        """Effective exposure time of the visit in seconds; NaN if it is not
+        known (`float`).
+        """
+        return self.get_statistic("effTime")
+
+    def _read_statistics(self) -> Mapping[str, float]:
+        """Return the summary statistics, where there are any."""
+        return {}
 
     def fill_record(self, record: Any) -> None:
         """Describe the image in a table of coadd inputs.

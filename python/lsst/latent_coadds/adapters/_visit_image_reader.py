@@ -121,6 +121,10 @@ class VisitImageReader(ExposureReader):
             raise self._psf_fails(x, y, error) from error
         return None if kernel is None else self._check_kernel(kernel)
 
+    def _read_statistics(self) -> Mapping[str, float]:
+        statistics = self._component("summary_stats", InputProblem.UNREADABLE)
+        return {name: float(value) for name, value in statistics if isinstance(value, int | float)}
+
     def fill_record(self, record: Any) -> None:
         super().fill_record(record)
         record.setPsf(self.psf.to_legacy())

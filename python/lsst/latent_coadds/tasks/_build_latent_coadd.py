@@ -37,6 +37,7 @@ from ..adapters import (
     InputProblem,
     PatchGrid,
     PsfLimits,
+    SummaryLimits,
     UnusableInputsError,
     make_cell_coadd,
     make_exposure_f,
@@ -50,6 +51,12 @@ from ._open_exposures import ExposureOpener
 from ._patch_settings import RestorePatchSettings
 from ._restore_patch import prepare_exposures, restore_patch
 from ._tile_plan import choose_halo
+
+
+_LIMITS = (
+    *("max_psf_fwhm", "max_psf_ellipticity", "min_effective_time", "max_residual_ellipticity"),
+    *("visit_summary_min_values", "visit_summary_max_values", "exclude_detectors"),
+)
 
 
 class _LogReporter:
@@ -222,6 +229,7 @@ class BuildLatentCoaddTask(PipelineTask):
             result.cells,
             restorer=self.config.restorer.name,
             settings=self.config.restorer.active.toDict(),
+            selection=self._describe_selection(),
             skymap=patch.skymap,
             tract=patch.tract,
             patch=patch.patch,
@@ -233,20 +241,38 @@ class BuildLatentCoaddTask(PipelineTask):
         return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
 
     def _select(self, exposures: Sequence[ExposureReader], metrics: MetricsRecorder) -> list[ExposureReader]:
-        """Leave out the exposures whose PSFs are beyond the limits."""
-        limits = PsfLimits(self.config.max_psf_fwhm, self.config.max_psf_ellipticity)
+        """Leave out the exposures that are beyond the limits."""
+        criteria = self._criteria()
         selected = []
         for reader in exposures:
             try:
-                limits.check(reader)
+                for limits in criteria:
+                    limits.check(reader)
             except BadInputError as error:
-                if error.problem is InputProblem.POOR_PSF:
+                if error.problem in (InputProblem.POOR_PSF, InputProblem.NOT_SELECTED):
                     # What was asked for is no defect, whatever bad_inputs says.
                     self.log.info("Leaving out %s", error)
                     metrics.reject(error)
                     continue
             selected.append(reader)
         return selected
+
+    def _criteria(self) -> tuple[SummaryLimits, PsfLimits]:
+        """Return the limits; the first are cheaper to check."""
+        config = self.config
+        summary = SummaryLimits(
+            minimum=dict(config.visit_summary_min_values),
+            maximum=dict(config.visit_summary_max_values),
+            max_residual_ellipticity=config.max_residual_ellipticity,
+            min_effective_time=config.min_effective_time,
+            exclude_detectors=frozenset(config.exclude_detectors),
+        )
+        return summary, PsfLimits(config.max_psf_fwhm, config.max_psf_ellipticity)
+
+    def _describe_selection(self) -> dict[str, Any]:
+        """Return the limits that are in use, for the metrics."""
+        config = self.config.toDict()
+        return {name: config[name] for name in _LIMITS if config[name] not in (None, [], {})}
 
     def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> BaseException:
         """Return the error for a patch that no exposure contributes to."""

@@ -12,7 +12,7 @@ __all__ = ("BuildLatentCoaddConfig",)
 
 from typing import Any
 
-from lsst.pex.config import ChoiceField, Field, FieldValidationError, ListField, RangeField
+from lsst.pex.config import ChoiceField, DictField, Field, FieldValidationError, ListField, RangeField
 from lsst.pipe.base import PipelineTaskConfig
 
 from ..adapters import BAD_MASK_PLANES, parse_oversampling
@@ -109,6 +109,32 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         max=1.0,
         inclusiveMax=True,
     )
+    min_effective_time = RangeField(
+        dtype=float,
+        doc="Leave out visits whose effective exposure time is shorter, in seconds: the mean effTime of the "
+        "visit summary, or else effTime of the exposure's own summary statistics.",
+        default=None,
+        optional=True,
+        min=0.0,
+    )
+    max_residual_ellipticity = RangeField(
+        dtype=float,
+        doc="Leave out exposures whose PSF model leaves a larger median ellipticity in its stars: "
+        "hypot(psfStarDeltaE1Median, psfStarDeltaE2Median) of the summary statistics.",
+        default=None,
+        optional=True,
+        min=0.0,
+    )
+    visit_summary_min_values = DictField[str, float](
+        doc="Leave out exposures for which one of these columns of the visit summary (or of the exposure's "
+        "own summary statistics) is smaller, or NaN.",
+        default={},
+    )
+    visit_summary_max_values = DictField[str, float](
+        doc="Leave out exposures for which one of these columns is larger, or NaN.",
+        default={},
+    )
+    exclude_detectors = ListField[int](doc="Detectors that are never used.", default=[])
     bad_mask_planes = ListField[str](
         doc="Mask planes of the calexps whose pixels are not used.", default=list(BAD_MASK_PLANES)
     )

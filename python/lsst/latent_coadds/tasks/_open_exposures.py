@@ -80,7 +80,7 @@ class ExposureOpener:
             return VisitImageReader(handle, data_id, dataset_type.name)
         visit, detector = int(data_id["visit"]), int(data_id["detector"])
         name = name_exposure(dataset_type.name, data_id)
-        backgrounds = {
+        backgrounds: dict[str, Any] = {
             "sky_correction": _find(self._sky_corrections, (visit, detector), name, "sky correction"),
             "background": _find(self._backgrounds, (visit, detector), name, "background"),
         }
