@@ -15,6 +15,7 @@ from ._fill import *
 from ._fraction_field import *
 from ._metrics import *
 from ._patch_settings import *
+from ._resources import *
 from ._restore_patch import *
 from ._restorers import *
 from ._tile_plan import *

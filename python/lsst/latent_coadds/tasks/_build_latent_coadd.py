@@ -49,6 +49,7 @@ from ._config import BuildLatentCoaddConfig
 from ._metrics import MetricsRecorder
 from ._open_exposures import ExposureOpener
 from ._patch_settings import RestorePatchSettings
+from ._resources import choose_max_memory
 from ._restore_patch import prepare_exposures, restore_patch
 from ._tile_plan import choose_halo
 
@@ -106,7 +107,13 @@ class BuildLatentCoaddTask(PipelineTask):
         rejected: list[BadInputError] = []
         readers = self._open(opener, handles, rejected)
         try:
-            outputs = self.run(exposures=readers, patch=patch, band=str(data_id["band"]), rejected=rejected)
+            outputs = self.run(
+                exposures=readers,
+                patch=patch,
+                band=str(data_id["band"]),
+                rejected=rejected,
+                max_memory=choose_max_memory(self.config.max_memory, butlerQC.resources, self.log),
+            )
         except UnusableInputsError as error:
             metrics = {"rejected_inputs": error.reasons, "n_inputs": 0, "n_offered": len(handles)}
             butlerQC.put(metrics, outputRefs.latent_coadd_metrics)
@@ -152,6 +159,7 @@ class BuildLatentCoaddTask(PipelineTask):
         patch: PatchGrid,
         band: str,
         rejected: Sequence[BadInputError] = (),
+        max_memory: float | None = None,
     ) -> Struct:
         """Restore a patch.
 
@@ -165,6 +173,9 @@ class BuildLatentCoaddTask(PipelineTask):
             Band of the exposures.
         rejected : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.BadInputError`], optional
             Exposures that could not even be opened, for the metrics.
+        max_memory : `float`, optional
+            Memory that the process should stay below, in GiB; by default as
+            configured.
 
         Returns
         -------
@@ -189,7 +200,10 @@ class BuildLatentCoaddTask(PipelineTask):
         metrics = MetricsRecorder(len(exposures) + len(rejected))
         patch = patch.refined(parse_oversampling(self.config.oversampling))
         exposures = self._select(exposures, metrics)
-        settings = self._settings(exposures, patch)
+        settings = self._settings(exposures, patch, max_memory)
+        n_threads = torch.get_num_threads()
+        metrics.describe_plan(max_memory=settings.max_memory, n_threads=n_threads)
+        self.log.info("Planning for %.2f GiB and %d thread(s)", settings.max_memory, n_threads)
 
         def on_bad(error: BadInputError) -> None:
             if self.config.bad_inputs == "fail":
@@ -280,8 +294,12 @@ class BuildLatentCoaddTask(PipelineTask):
             return UnusableInputsError(metrics.rejected)
         return NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
 
-    def _settings(self, exposures: Sequence[ExposureReader], patch: PatchGrid) -> RestorePatchSettings:
+    def _settings(
+        self, exposures: Sequence[ExposureReader], patch: PatchGrid, max_memory: float | None = None
+    ) -> RestorePatchSettings:
         config = self.config
+        if max_memory is None:
+            max_memory = choose_max_memory(config.max_memory)
         device = config.device
         if device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(
@@ -301,8 +319,8 @@ class BuildLatentCoaddTask(PipelineTask):
             cell_size=int(config.cell_size * patch.oversampling),
             warping_order=config.warping_order,
             max_invalid_fraction=config.max_invalid_fraction,
-            cache_memory=min(config.cache_memory, 0.25 * config.max_memory),
-            max_memory=config.max_memory,
+            cache_memory=min(config.cache_memory, 0.25 * max_memory),
+            max_memory=max_memory,
             max_device_memory=config.max_device_memory,
             n_training_crops=config.n_training_crops,
             training_crop_size=config.training_crop_size,

@@ -202,8 +202,10 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     max_memory = RangeField(
         dtype=float,
-        doc="Memory that the process should stay below, in GiB. Tiles are made as large as this permits.",
-        default=4.0,
+        doc="Memory that the process should stay below, in GiB. Tiles are made as large as this permits. By "
+        "default what the quantum was granted (--memory-per-quantum), or 4 where it was granted no amount.",
+        default=None,
+        optional=True,
         min=0.5,
     )
     max_device_memory = RangeField(
