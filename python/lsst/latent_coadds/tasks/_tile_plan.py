@@ -31,10 +31,10 @@ from ..restoration import (
 
 GIB = 2.0**30
 
-_HOST_MODEL = MemoryModel(per_exposure_pixel=40.0, per_pixel=100.0, fixed=2e8)
+HOST_MODEL = MemoryModel(per_exposure_pixel=40.0, per_pixel=100.0, fixed=2e8)
 """What a stack takes on the host while a device works on it."""
 
-_PLANE_BYTES = 40.0
+PLANE_BYTES = 40.0
 """Output planes of a patch, in bytes per pixel."""
 
 
@@ -100,12 +100,12 @@ class TilePlan:
 
     def __post_init__(self) -> None:
         bbox = self.patch.outer_bbox
-        budget = self.max_memory * GIB - resident_memory() - _PLANE_BYTES * bbox.area
+        budget = self.max_memory * GIB - resident_memory() - PLANE_BYTES * bbox.area
         model = estimate_memory(self.method)
         if self.device == "cpu":
             self._limits = [(budget, model)]
         else:
-            self._limits = [(budget, _HOST_MODEL), (self._device_budget(), model)]
+            self._limits = [(budget, HOST_MODEL), (self._device_budget(), model)]
 
     def _device_budget(self) -> float:
         if self.max_device_memory > 0.0:
