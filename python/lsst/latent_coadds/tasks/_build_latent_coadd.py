@@ -53,7 +53,6 @@ from ._resources import choose_max_memory
 from ._restore_patch import prepare_exposures, restore_patch
 from ._tile_plan import choose_halo
 
-
 _LIMITS = (
     *("max_psf_fwhm", "max_psf_ellipticity", "min_effective_time", "max_residual_ellipticity"),
     *("visit_summary_min_values", "visit_summary_max_values", "exclude_detectors"),
@@ -118,6 +117,7 @@ class BuildLatentCoaddTask(PipelineTask):
             metrics = {"rejected_inputs": error.reasons, "n_inputs": 0, "n_offered": len(handles)}
             butlerQC.put(metrics, outputRefs.latent_coadd_metrics)
             raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
+        outputs.latent_coadd_metrics["unselected_visits"] = sorted(opener.unselected_visits)
         butlerQC.put(outputs, outputRefs)
 
     def _make_opener(self, butlerQC: QuantumContext, inputRefs: InputQuantizedConnection) -> ExposureOpener:

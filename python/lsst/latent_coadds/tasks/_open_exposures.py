@@ -36,6 +36,11 @@ class ExposureOpener:
         to add again. `None` where they are not used.
     visits : `~collections.abc.Iterable` [`int`], optional
         Visits to use; by default all.
+
+    Attributes
+    ----------
+    unselected_visits : `set` [`int`]
+        Visits that `selects` has denied so far.
     """
 
     def __init__(
@@ -51,10 +56,15 @@ class ExposureOpener:
         self._backgrounds = _index(backgrounds, "visit", "detector")
         self._visits = None if visits is None else frozenset(visits)
         self._loaded: dict[int, Any] = {}
+        self.unselected_visits: set[int] = set()
 
     def selects(self, handle: DeferredDatasetHandle) -> bool:
         """Return whether the image's visit is one to use."""
-        return self._visits is None or handle.dataId["visit"] in self._visits
+        visit = int(handle.dataId["visit"])
+        if self._visits is None or visit in self._visits:
+            return True
+        self.unselected_visits.add(visit)
+        return False
 
     def open(self, handle: DeferredDatasetHandle) -> ExposureReader:
         """Return a reader for a detector image.
