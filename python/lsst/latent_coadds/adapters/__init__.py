@@ -8,10 +8,13 @@
 
 """Between Butler datasets and plain arrays."""
 
+from ._cell_coadd_warp_reader import *
 from ._coadd import *
+from ._coadd_planes import *
 from ._errors import *
 from ._exposure_f import *
 from ._exposure_f_reader import *
+from ._exposure_f_warp_reader import *
 from ._exposure_reader import *
 from ._masks import *
 from ._patch_exposure import *
@@ -22,3 +25,4 @@ from ._psf_limits import *
 from ._summary_limits import *
 from ._tile import *
 from ._visit_image_reader import *
+from ._warp_reader import *

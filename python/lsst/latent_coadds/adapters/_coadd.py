@@ -11,12 +11,13 @@ from __future__ import annotations
 __all__ = ("CellAccumulator", "choose_cell_shape", "make_cell_coadd", "make_n_image")
 
 from collections.abc import Sequence
+from typing import Any
 
 import astropy.table
 import astropy.units as u
 import numpy as np
 
-from lsst.images import YX, Box, Image, Mask, Polygon
+from lsst.images import YX, Box, Image, Mask, NoOverlapError, Polygon
 from lsst.images.cells import (
     CellCoadd,
     CellGrid,
@@ -136,7 +137,8 @@ def make_cell_coadd(
     coadd : `lsst.images.cells.CellCoadd`
         Image in nJy, with mask, variance, PSF and provenance.
     """
-    contributions, mean_psf = _evaluate_cells(cells, exposures, average=output_psf is None)
+    parts = [_locate_parts(exposure, patch) for exposure in exposures]
+    contributions, mean_psf = _evaluate_cells(cells, exposures, parts, average=output_psf is None)
     psf, missing = _cell_psf(cells, output_psf, mean_psf)
     bounds = CellGridBounds(grid=cells.grid, bbox=cells.grid.bbox, missing=frozenset(missing))
     bbox = planes.bbox
@@ -155,7 +157,7 @@ def make_cell_coadd(
         patch=PatchDefinition(
             id=patch.patch, index=patch.index, inner_bbox=patch.inner_bbox, cells=cells.grid
         ),
-        provenance=CoaddProvenance(_input_table(exposures, patch, cells), contributions),
+        provenance=CoaddProvenance(_input_table(exposures, parts, patch, cells), contributions),
     )
 
 
@@ -168,17 +170,46 @@ def _contributing(cells: CellAccumulator) -> np.ndarray:
     return cells.weight > 0
 
 
+_Parts = list[tuple[int, Polygon]]
+"""Numbers of detectors, and what they cover of the tract."""
+
+
+def _locate_parts(exposure: PatchExposure, patch: PatchGrid) -> _Parts:
+    """Return the detectors that an exposure is made of."""
+    parts = []
+    for part in exposure.reader.parts():
+        position = patch.sky_projection.sky_to_pixel(part.corners)
+        parts.append((part.detector, Polygon(x_vertices=position.x, y_vertices=position.y)))
+    return parts
+
+
+def _detectors_on(parts: _Parts, box: Box) -> list[int]:
+    """Return which detectors of a contributing exposure reach a cell."""
+    if len(parts) == 1:
+        return [parts[0][0]]
+    return [detector for detector, polygon in parts if _overlap(polygon, box) is not None]
+
+
+def _overlap(polygon: Polygon, box: Box) -> Polygon | None:
+    """Return what a detector covers of a box."""
+    try:
+        overlap = polygon.intersection(box.to_polygon())
+    except NoOverlapError:
+        return None
+    # Detectors and boxes are convex, so that anything else has no area.
+    return overlap if isinstance(overlap, Polygon) else None
+
+
 def _evaluate_cells(
-    cells: CellAccumulator, exposures: Sequence[PatchExposure], *, average: bool
+    cells: CellAccumulator, exposures: Sequence[PatchExposure], parts: Sequence[_Parts], *, average: bool
 ) -> tuple[astropy.table.Table, dict[tuple[int, int], np.ndarray]]:
     """Evaluate the PSFs at the centres of the cells; fill the table.
 
     With ``average``, the means of the PSFs come with it, by cell.
     """
     contributing = _contributing(cells)
-    table = CoaddProvenance.make_empty_contribution_table(int(contributing.sum()))
+    rows: list[tuple[Any, ...]] = []
     means: dict[tuple[int, int], np.ndarray] = {}
-    n = 0
     for i, j in np.argwhere(contributing.any(axis=0)).tolist():
         box = cells.grid.bbox_of(CellIJ(i=i, j=j))
         members = np.flatnonzero(contributing[:, i, j]).tolist()
@@ -187,12 +218,7 @@ def _evaluate_cells(
             reader = exposures[t].reader
             kernel = exposures[t].psf_kernel(box.x.center, box.y.center)
             xx, yy, xy = _moments(kernel)
-            table[n] = (
-                i,
-                j,
-                reader.instrument,
-                reader.visit,
-                reader.detector,
+            figures = (
                 _covers(exposures[t], box.x.center, box.y.center),
                 cells.covered[t, i, j],
                 cells.unmasked[t, i, j],
@@ -202,10 +228,16 @@ def _evaluate_cells(
                 xy,
                 not np.isfinite([xx, yy, xy]).all(),
             )
-            n += 1
+            rows += [
+                (i, j, reader.instrument, reader.visit, detector, *figures)
+                for detector in _detectors_on(parts[t], box)
+            ]
             kernels.append(kernel)
         if average:
             means[i, j] = np.average(pad_kernels(kernels), axis=0, weights=cells.weight[members, i, j])
+    table = CoaddProvenance.make_empty_contribution_table(len(rows))
+    for n, row in enumerate(rows):
+        table[n] = row
     return table, means
 
 
@@ -258,28 +290,25 @@ def _cell_psf(
 
 
 def _input_table(
-    exposures: Sequence[PatchExposure], patch: PatchGrid, cells: CellAccumulator
+    exposures: Sequence[PatchExposure], parts: Sequence[_Parts], patch: PatchGrid, cells: CellAccumulator
 ) -> astropy.table.Table:
-    used = np.flatnonzero(_contributing(cells).any(axis=(1, 2)))
-    table = CoaddProvenance.make_empty_input_table(len(used))
-    for n, t in enumerate(used.tolist()):
+    rows: list[tuple[Any, ...]] = []
+    for t in np.flatnonzero(_contributing(cells).any(axis=(1, 2))).tolist():
         reader = exposures[t].reader
-        table[n] = (
-            reader.instrument,
-            reader.visit,
-            reader.detector,
-            reader.physical_filter,
-            reader.day_obs,
-            _overlap_polygon(exposures[t], patch.outer_bbox),
-        )
+        for detector, polygon in parts[t]:
+            overlap = _overlap(polygon, patch.outer_bbox)
+            if overlap is not None:
+                rows.append(
+                    (
+                        reader.instrument,
+                        reader.visit,
+                        detector,
+                        reader.physical_filter,
+                        reader.day_obs,
+                        overlap,
+                    )
+                )
+    table = CoaddProvenance.make_empty_input_table(len(rows))
+    for n, row in enumerate(rows):
+        table[n] = row
     return table
-
-
-def _overlap_polygon(exposure: PatchExposure, bbox: Box) -> Polygon:
-    box = exposure.reader.bbox
-    x = np.array([box.x.min - 0.5, box.x.max + 0.5, box.x.max + 0.5, box.x.min - 0.5])
-    y = np.array([box.y.min - 0.5, box.y.min - 0.5, box.y.max + 0.5, box.y.max + 0.5])
-    tract_x, tract_y = exposure.mapping.inverse(x, y)
-    detector = Polygon(x_vertices=tract_x, y_vertices=tract_y)
-    overlap = detector.intersection(bbox.to_polygon())
-    return overlap if isinstance(overlap, Polygon) else detector

@@ -35,6 +35,7 @@ class InputProblem(enum.StrEnum):
     BAD_UNIT = "bad unit"
     NO_CALIBRATION = "no final calibration"
     NO_GOOD_PIXELS = "no good pixels"
+    OTHER_GRID = "not on the pixels of the patch"
     NOT_SELECTED = "not selected"
     UNREADABLE = "unreadable"
 

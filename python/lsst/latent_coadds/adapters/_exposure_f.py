@@ -76,15 +76,15 @@ def _make_coadd_inputs(exposures: Sequence[PatchExposure], cells: CellAccumulato
         if not len(weights):
             continue
         reader = exposure.reader
-        record = inputs.ccds.addNew()
-        record.setId(reader.detector)
-        reader.fill_record(record)
-        record["ccd"], record["visit"], record["weight"] = (
-            reader.detector,
-            reader.visit,
-            float(weights.mean()),
-        )
-        record["goodpix"], record["filter"] = int(cells.unmasked[t].sum() * area), reader.physical_filter
+        n_good, parts = cells.unmasked[t].sum() * area, reader.parts()
+        for part in parts:
+            record = inputs.ccds.addNew()
+            record.setId(part.detector)
+            part.fill_record(record)
+            record["ccd"], record["visit"] = part.detector, reader.visit
+            # The good pixels of a warp are not known by detector.
+            record["weight"], record["goodpix"] = float(weights.mean()), int(n_good / len(parts))
+            record["filter"] = reader.physical_filter
         if reader.visit not in visits:
             visit = inputs.visits.addNew()
             visit.setId(reader.visit)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lsst.images import Box, DetectorFrame, SkyProjection
+from lsst.images import Box, DetectorFrame, SkyProjection, TractFrame
 
 from ._errors import BadInputError, InputProblem, UnknownMaskPlaneError
 from ._exposure_reader import DetectorPixels, ExposureReader
@@ -133,20 +133,21 @@ class ExposureFReader(ExposureReader):
         self._backgrounds: dict[str, Any] = {}
         self._bbox = Box.from_legacy(self._own("bbox", InputProblem.UNREADABLE))
         self._wcs = self._calibrated("getWcs", "wcs", InputProblem.NO_WCS)
-        self._sky_projection = SkyProjection.from_legacy(
-            self._wcs,
-            DetectorFrame(
-                instrument=self.instrument, visit=self.visit, detector=self.detector, bbox=self._bbox
-            ),
-        )
+        self._sky_projection = SkyProjection.from_legacy(self._wcs, self._make_frame())
 
     @property
     def bbox(self) -> Box:
         return self._bbox
 
     @property
-    def sky_projection(self) -> SkyProjection[DetectorFrame]:
+    def sky_projection(self) -> SkyProjection[Any]:
         return self._sky_projection
+
+    def _make_frame(self) -> DetectorFrame | TractFrame:
+        """Return the frame of the pixels."""
+        return DetectorFrame(
+            instrument=self.instrument, visit=self.visit, detector=self.detector, bbox=self._bbox
+        )
 
     @cached_property
     def psf(self) -> Any:
@@ -207,6 +208,7 @@ class ExposureFReader(ExposureReader):
             masked=masked,
             saturated=saturated_pixels,
             cosmic_ray=cosmic_ray,
+            no_data=self._select(mask, ("NO_DATA",)) if self.is_warp else None,
         )
 
     def fill_record(self, record: Any) -> None:

@@ -8,19 +8,24 @@
 
 from __future__ import annotations
 
-__all__ = ("DetectorPixels", "ExposureReader", "name_exposure")
+__all__ = ("DetectorPixels", "ExposureReader", "InputPart", "name_exposure")
 
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from astropy.coordinates import SkyCoord
 
-from lsst.images import Box, DetectorFrame, SkyProjection
+from lsst.images import Box, SkyProjection
 
 from ._errors import BadInputError, InputProblem, UnknownStatisticError
+
+if TYPE_CHECKING:
+    from ._patch_grid import PatchGrid
+    from ._pixel_mapping import PixelMapping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +45,8 @@ class DetectorPixels:
     n_invalid : `int`
         Pixels that no mask plane rejects, but whose value or variance is not
         usable; they are not ``good``.
+    no_data : `numpy.ndarray` [`bool`], (H, W), or `None`
+        Pixels of a warp that no detector reaches; `None` where there are none.
     """
 
     bbox: Box
@@ -49,6 +56,7 @@ class DetectorPixels:
     saturated: np.ndarray
     cosmic_ray: np.ndarray
     n_invalid: int
+    no_data: np.ndarray | None = None
 
     @classmethod
     def from_planes(
@@ -60,6 +68,7 @@ class DetectorPixels:
         masked: np.ndarray,
         saturated: np.ndarray,
         cosmic_ray: np.ndarray,
+        no_data: np.ndarray | None = None,
     ) -> DetectorPixels:
         """Combine planes, and leave out what no mask plane rejects.
 
@@ -73,6 +82,8 @@ class DetectorPixels:
             Pixels that mask planes reject.
         saturated, cosmic_ray : `numpy.ndarray` [`bool`], (H, W)
             Pixels with those mask planes.
+        no_data : `numpy.ndarray` [`bool`], (H, W), optional
+            Pixels that no detector reaches.
         """
         image, variance = (np.array(plane, dtype=np.float32) for plane in (image, variance))
         valid = np.isfinite(image) & np.isfinite(variance) & (variance > 0)
@@ -84,6 +95,7 @@ class DetectorPixels:
             saturated=saturated,
             cosmic_ray=cosmic_ray,
             n_invalid=int(np.count_nonzero(~valid & ~masked)),
+            no_data=no_data,
         )
 
     def __getitem__(self, bbox: Box) -> DetectorPixels:
@@ -97,6 +109,7 @@ class DetectorPixels:
             self.saturated[cut],
             self.cosmic_ray[cut],
             self.n_invalid,
+            None if self.no_data is None else self.no_data[cut],
         )
 
     @property
@@ -105,48 +118,82 @@ class DetectorPixels:
         return sum(a.nbytes for a in (self.image, self.variance, self.good, self.saturated, self.cosmic_ray))
 
 
+@dataclasses.dataclass(frozen=True)
+class InputPart:
+    """A detector that an exposure is made of, for the provenance.
+
+    Attributes
+    ----------
+    detector : `int`
+        Number of the detector.
+    corners : `astropy.coordinates.SkyCoord`, (n,)
+        Corners of what it covers.
+    fill_record : `~collections.abc.Callable`
+        As `ExposureReader.fill_record`, for this detector.
+    """
+
+    detector: int
+    corners: SkyCoord
+    fill_record: Callable[[Any], None]
+
+
+_IDENTIFIERS = ("instrument", "visit", "detector", "skymap", "tract", "patch")
+
+
 def name_exposure(dataset_type: str, data_id: Mapping[str, Any]) -> str:
-    """Return the name of a detector image as a user would give it to the Butler.
+    """Return the name of an exposure as a user would give it to the Butler.
 
     Parameters
     ----------
     dataset_type : `str`
         Name of the dataset type.
     data_id : `~collections.abc.Mapping`
-        At least ``instrument``, ``visit`` and ``detector``.
+        At least ``instrument`` and ``visit``, and ``detector`` or, for a
+        warp, ``skymap``, ``tract`` and ``patch``.
     """
-    return (
-        f"{dataset_type}@{{instrument: {str(data_id['instrument'])!r}, visit: {int(data_id['visit'])}, "
-        f"detector: {int(data_id['detector'])}}}"
-    )
+    named = {
+        key: str(data_id[key]) if key in ("instrument", "skymap") else int(data_id[key])
+        for key in _IDENTIFIERS
+        if key in data_id
+    }
+    return f"{dataset_type}@{{{', '.join(f'{key}: {value!r}' for key, value in named.items())}}}"
 
 
 class ExposureReader(ABC):
-    """Access to one detector image, of whichever type.
+    """Access to one detector image or warp, of whichever type.
 
     Parameters
     ----------
     data_id : `~collections.abc.Mapping`
-        At least ``instrument``, ``visit`` and ``detector``; also
-        ``physical_filter`` and ``day_obs`` where known.
+        At least what `name_exposure` needs; also ``physical_filter`` and
+        ``day_obs`` where known.
     dataset_type : `str`
         Name of the dataset type, for messages.
+    """
+
+    is_warp: ClassVar[bool] = False
+    """Whether the pixels are those of the patch already (`bool`)."""
+
+    pixel_variance_ratio: float = 1.0
+    """Variance of a pixel over the noise power, below one where pixels were
+    interpolated (`float`).
     """
 
     def __init__(self, data_id: Mapping[str, Any], dataset_type: str) -> None:
         self.instrument = str(data_id["instrument"])
         self.visit = int(data_id["visit"])
-        self.detector = int(data_id["detector"])
+        # A warp has no number of its own; see `parts`.
+        self.detector = int(data_id.get("detector", 0))
         self.physical_filter = str(data_id.get("physical_filter", "unknown"))
         self.day_obs = int(data_id.get("day_obs", 0))
         self.dataset_type = dataset_type
         self._statistics: Mapping[str, float] | None = None
+        self._name = name_exposure(dataset_type, data_id)
 
     @property
     def name(self) -> str:
         """The dataset as a user would name it to the Butler (`str`)."""
-        data_id = {"instrument": self.instrument, "visit": self.visit, "detector": self.detector}
-        return name_exposure(self.dataset_type, data_id)
+        return self._name
 
     @property
     @abstractmethod
@@ -155,8 +202,49 @@ class ExposureReader(ABC):
 
     @property
     @abstractmethod
-    def sky_projection(self) -> SkyProjection[DetectorFrame]:
+    def sky_projection(self) -> SkyProjection[Any]:
         """Mapping from detector pixels to the sky."""
+
+    def check_grid(self, patch: PatchGrid, mapping: PixelMapping) -> None:
+        """Check that an image that should lie on the patch's pixels does so.
+
+        Parameters
+        ----------
+        patch : `PatchGrid`
+            The patch.
+        mapping : `PixelMapping`
+            Mapping from the patch's pixels to those of the image.
+
+        Raises
+        ------
+        BadInputError
+            If it does not.
+        """
+        return
+
+    def locate_psf(self, x: float, y: float) -> tuple[float, float]:
+        """Return the nearest position that has a PSF.
+
+        Parameters
+        ----------
+        x, y : `float`
+            Position on the image.
+
+        Returns
+        -------
+        x, y : `float`
+            The same position on a detector, which has a PSF everywhere.
+        """
+        return x, y
+
+    def parts(self) -> tuple[InputPart, ...]:
+        """Return the detectors that the image is made of."""
+        box = self.bbox
+        corners = self.sky_projection.pixel_to_sky(
+            x=np.array([box.x.min - 0.5, box.x.max + 0.5, box.x.max + 0.5, box.x.min - 0.5]),
+            y=np.array([box.y.min - 0.5, box.y.min - 0.5, box.y.max + 0.5, box.y.max + 0.5]),
+        )
+        return (InputPart(self.detector, corners, self.fill_record),)
 
     @abstractmethod
     def compute_psf_kernel(self, *, x: float, y: float) -> np.ndarray:

@@ -66,6 +66,8 @@ class CutOut:
     covered, good, saturated, cosmic_ray : `numpy.ndarray` [`bool`], (H, W)
         Planes on the patch's grid: whether the detector reaches there, and
         flags of the nearest detector pixel.
+    pixel_variance_ratio : `float`
+        As for `ExposureReader`.
     """
 
     pixels: DetectorPixels
@@ -74,6 +76,7 @@ class CutOut:
     good: np.ndarray
     saturated: np.ndarray
     cosmic_ray: np.ndarray
+    pixel_variance_ratio: float
 
 
 class PatchExposure:
@@ -114,6 +117,8 @@ class PatchExposure:
     ) -> None:
         self.reader = reader
         self.mapping = PixelMapping(patch, reader)
+        reader.check_grid(patch, self.mapping)
+        self._is_aligned = reader.is_warp and patch.oversampling == 1
         self.psf = PatchPsf(reader, self.mapping, order)
         self._planes = (tuple(bad), tuple(saturated))
         self._order = order
@@ -168,7 +173,8 @@ class PatchExposure:
         # A PSF that fails is found before any work is done with the others.
         for y in (self.bbox.y.min, self.bbox.y.center, self.bbox.y.max):
             for x in (self.bbox.x.min, self.bbox.x.center, self.bbox.x.max):
-                self.reader.compute_psf_kernel(x=float(x), y=float(y))
+                near_x, near_y = self.reader.locate_psf(float(x), float(y))
+                self.reader.compute_psf_kernel(x=near_x, y=near_y)
 
     def make_masked_error(self) -> BadInputError:
         """Return the error that says that nothing here can be used."""
@@ -240,6 +246,8 @@ class PatchExposure:
         covered = (x > limits.x.start - 0.5) & (x < limits.x.stop - 0.5)
         covered &= (y > limits.y.start - 0.5) & (y < limits.y.stop - 0.5)
         nearest = _nearest(x - needed.x.start, y - needed.y.start, pixels.image.shape)
+        if pixels.no_data is not None:
+            covered &= ~pixels.no_data[nearest]
         return CutOut(
             pixels=pixels,
             area=float(_area(x, y).mean()),
@@ -247,6 +255,34 @@ class PatchExposure:
             good=pixels.good[nearest] & covered,
             saturated=pixels.saturated[nearest] & covered,
             cosmic_ray=pixels.cosmic_ray[nearest] & covered,
+            pixel_variance_ratio=self.reader.pixel_variance_ratio,
+        )
+
+    def _take(self, bbox: Box) -> RegisteredExposure | None:
+        """Return pixels that are those of the patch already."""
+        limits = self.reader.bbox
+        y0, y1 = max(bbox.y.start, limits.y.start), min(bbox.y.stop, limits.y.stop)
+        x0, x1 = max(bbox.x.start, limits.x.start), min(bbox.x.stop, limits.x.stop)
+        if y0 >= y1 or x0 >= x1:
+            return None
+        needed = Box.factory[y0:y1, x0:x1]
+        pixels = self._read(needed)
+        place = needed.slice_within(bbox)
+        covered = ~pixels.no_data if pixels.no_data is not None else np.ones_like(pixels.good)
+
+        def put(plane: np.ndarray, fill: float = 0.0) -> torch.Tensor:
+            whole = np.full(tuple(bbox.shape), fill, dtype=plane.dtype)
+            whole[place.y, place.x] = plane
+            return torch.from_numpy(whole)
+
+        return RegisteredExposure(
+            image=put(pixels.image),
+            variance=put(pixels.variance, 1.0),
+            good=put(pixels.good & covered),
+            covered=put(covered),
+            saturated=put(pixels.saturated & covered),
+            cosmic_ray=put(pixels.cosmic_ray & covered),
+            pixel_variance_ratio=self.reader.pixel_variance_ratio,
         )
 
     def register(self, bbox: Box) -> RegisteredExposure | None:
@@ -262,6 +298,8 @@ class PatchExposure:
         registered : `RegisteredExposure` or `None`
             The image there, or `None` if the detector does not reach it.
         """
+        if self._is_aligned:
+            return self._take(bbox)
         x, y = self.mapping.grid(bbox)
         needed = self._detector_box(x, y)
         if needed is None or self.bbox is None:

@@ -71,6 +71,7 @@ class PatchPsf:
 
     def _carry(self, x: float, y: float, size: int | None) -> tuple[np.ndarray, float, float]:
         """Return the PSF at a detector position, and where that lies."""
+        x, y = self.reader.locate_psf(x, y)
         on_tract = self.mapping.inverse(np.array([x]), np.array([y]))
         tract_x, tract_y = float(on_tract[0][0]), float(on_tract[1][0])
         jacobian = self.mapping.jacobian(tract_x, tract_y)

@@ -250,7 +250,7 @@ def _cut_out(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _
         cosmic_ray=found.cosmic_ray,
         # A pixel of the patch holds this many of the detector's.
         typical_variance=float(np.median(pixels.variance[pixels.good])) * found.area,
-        pixel_variance_ratio=1.0,
+        pixel_variance_ratio=found.pixel_variance_ratio,
         psf=psf,
         psf_error=psf_error,
     )

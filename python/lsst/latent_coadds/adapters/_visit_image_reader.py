@@ -11,12 +11,12 @@ from __future__ import annotations
 __all__ = ("VisitImageReader",)
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import astropy.units as u
 import numpy as np
 
-from lsst.images import Box, DetectorFrame, SkyProjection, VisitImage
+from lsst.images import Box, SkyProjection, VisitImage
 from lsst.images.psfs import PiffWrapper, PointSpreadFunction
 
 from ._errors import BadInputError, InputProblem
@@ -37,6 +37,8 @@ class VisitImageReader(ExposureReader):
     dataset_type : `str`, optional
         See `ExposureReader`.
     """
+
+    _image_class: ClassVar[Any] = VisitImage
 
     def __init__(self, source: Any, data_id: Mapping[str, Any], dataset_type: str = "calexp") -> None:
         super().__init__(data_id, dataset_type)
@@ -71,9 +73,9 @@ class VisitImageReader(ExposureReader):
             )
         return psf
 
-    def _read_exposure(self, bbox: Box) -> VisitImage:
+    def _read_exposure(self, bbox: Box) -> Any:
         try:
-            if isinstance(self._source, VisitImage):
+            if isinstance(self._source, self._image_class):
                 return self._source[bbox]
             return self._source.get(parameters={"bbox": bbox})
         except Exception as error:
@@ -81,7 +83,7 @@ class VisitImageReader(ExposureReader):
 
     def _component(self, component: str, problem: InputProblem) -> Any:
         try:
-            if isinstance(self._source, VisitImage):
+            if isinstance(self._source, self._image_class):
                 value = getattr(self._source, component)
             else:
                 value = self._source.get(component=component)
@@ -100,7 +102,7 @@ class VisitImageReader(ExposureReader):
         return self._bbox
 
     @property
-    def sky_projection(self) -> SkyProjection[DetectorFrame]:
+    def sky_projection(self) -> SkyProjection[Any]:
         return self._sky_projection
 
     def compute_psf_kernel(self, *, x: float, y: float) -> np.ndarray:
@@ -131,8 +133,7 @@ class VisitImageReader(ExposureReader):
 
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         exposure = self._read_exposure(bbox)
-        if self._psf is None:
-            self._psf = self._take_psf(exposure)
+        self._keep(exposure)
         exposure = self._to_njy(exposure)
         mask = exposure.mask
         return DetectorPixels.from_planes(
@@ -142,9 +143,15 @@ class VisitImageReader(ExposureReader):
             masked=select_mask_planes(mask, bad, self.name),
             saturated=select_mask_planes(mask, saturated, self.name),
             cosmic_ray=select_mask_planes(mask, ("COSMIC_RAY",), self.name),
+            no_data=select_mask_planes(mask, ("NO_DATA",), self.name) if self.is_warp else None,
         )
 
-    def _to_njy(self, exposure: VisitImage) -> VisitImage:
+    def _keep(self, exposure: Any) -> None:
+        """Keep what came with some pixels."""
+        if self._psf is None:
+            self._psf = self._take_psf(exposure)
+
+    def _to_njy(self, exposure: Any) -> Any:
         if exposure.unit == u.nJy:
             return exposure
         try:

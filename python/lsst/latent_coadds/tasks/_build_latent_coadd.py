@@ -102,7 +102,8 @@ class BuildLatentCoaddTask(PipelineTask):
             patch=int(data_id["patch"]),
         )
         opener = self._make_opener(butlerQC, inputRefs)
-        handles = [handle for handle in butlerQC.get(inputRefs.calexps) if opener.selects(handle)]
+        images = butlerQC.get(getattr(inputRefs, self.config.input_kind))
+        handles = [handle for handle in images if opener.selects(handle)]
         rejected: list[BadInputError] = []
         readers = self._open(opener, handles, rejected)
         try:
@@ -133,6 +134,7 @@ class BuildLatentCoaddTask(PipelineTask):
             ),
             backgrounds=butlerQC.get(inputRefs.backgrounds) if config.restore_background else None,
             visits=visits,
+            warping_order=config.warping_order,
         )
 
     def _open(
@@ -248,7 +250,7 @@ class BuildLatentCoaddTask(PipelineTask):
             tract=patch.tract,
             patch=patch.patch,
             band=band,
-            geometry=self.config.geometry,
+            geometry="native" if settings.native else "registered",
             oversampling=str(patch.oversampling),
         )
         self._record(described)
@@ -283,6 +285,13 @@ class BuildLatentCoaddTask(PipelineTask):
         )
         return summary, PsfLimits(config.max_psf_fwhm, config.max_psf_ellipticity)
 
+    def _is_native(self, patch: PatchGrid) -> bool:
+        """Return whether exposures stay on pixels of their own."""
+        if self.config.input_kind == "warps":
+            # Pixels of a warp are those of the sky map, not of a finer grid.
+            return patch.oversampling != 1
+        return self.config.geometry == "native"
+
     def _describe_selection(self) -> dict[str, Any]:
         """Return the limits that are in use, for the metrics."""
         config = self.config.toDict()
@@ -312,7 +321,7 @@ class BuildLatentCoaddTask(PipelineTask):
             saturated_mask_planes=tuple(config.saturated_mask_planes),
             saturated_fraction=config.saturated_fraction,
             method=config.restorer.name,
-            native=config.geometry == "native",
+            native=self._is_native(patch),
             psf_degree=config.psf_degree,
             tile_size=config.tile_size,
             halo=choose_halo(exposures, patch) if config.halo is None else config.halo,

@@ -53,9 +53,23 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         default=None,
         optional=True,
     )
+    input_kind = ChoiceField[str](
+        doc="What the exposures are.",
+        allowed={
+            "calexps": "calibrated images of detectors",
+            "warps": "images of visits that were interpolated to the pixels of the patch already, and are "
+            "compared with their model there, whatever geometry says",
+        },
+        default="calexps",
+        optional=False,
+    )
     input_storage_class = ChoiceField[str](
-        doc="Type of the calexps.",
-        allowed={"VisitImage": "that of lsst.images", "ExposureF": "that of lsst.afw; needs a full stack"},
+        doc="Type of the calexps or warps.",
+        allowed={
+            "VisitImage": "that of lsst.images for calexps",
+            "CellCoadd": "that of lsst.images for warps",
+            "ExposureF": "that of lsst.afw for both; needs a full stack",
+        },
         default="VisitImage",
         optional=False,
     )
@@ -169,7 +183,8 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     warping_order = RangeField(
         dtype=int,
-        doc="Order of the Lanczos kernel that registers the exposures to the patch.",
+        doc="Order of the Lanczos kernel that registers the exposures to the patch, or that made the warps, "
+        "whose noise power follows from it.",
         default=5,
         min=2,
         max=7,
@@ -279,7 +294,26 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
                         self,
                         "Only ExposureF inputs are calibrated anew; set input_storage_class to 'ExposureF'.",
                     )
+        self._validate_input_kind()
         if not self.bad_mask_planes:
             raise FieldValidationError(
                 type(self).bad_mask_planes, self, "Without a bad mask plane, saturated pixels would be used."
             )
+
+    def _validate_input_kind(self) -> None:
+        """Check that the options fit calexps, or warps."""
+        suited = ("CellCoadd" if self.input_kind == "warps" else "VisitImage", "ExposureF")
+        if self.input_storage_class not in suited:
+            raise FieldValidationError(
+                type(self).input_storage_class,
+                self,
+                f"With input_kind={self.input_kind!r} it is one of {', '.join(suited)}.",
+            )
+        if self.input_kind == "warps":
+            for name in ("use_visit_summary", "subtract_sky_correction", "restore_background"):
+                if getattr(self, name):
+                    raise FieldValidationError(
+                        type(self)._fields[name],
+                        self,
+                        "Warps are calibrated already; switch it off, or set input_kind to 'calexps'.",
+                    )

@@ -24,6 +24,7 @@ class BuildLatentCoaddConnections(
     dimensions=("skymap", "tract", "patch", "band"),
     defaultTemplates={
         "input_name": "calexp",
+        "warp_name": "deepCoadd_directWarp",
         "sky_map_name": "sky_map_geometry",
         "visit_summary_name": "finalVisitSummary",
         "visit_selection_name": "deepCoaddVisits",
@@ -37,6 +38,14 @@ class BuildLatentCoaddConnections(
         name="{input_name}",
         storageClass="VisitImage",
         dimensions=("instrument", "visit", "detector"),
+        multiple=True,
+        deferLoad=True,
+    )
+    warps = connectionTypes.Input(
+        doc="Images of single visits that were interpolated to the pixels of the patch already.",
+        name="{warp_name}",
+        storageClass="ExposureF",
+        dimensions=("instrument", "skymap", "tract", "patch", "visit"),
         multiple=True,
         deferLoad=True,
     )
@@ -100,11 +109,14 @@ class BuildLatentCoaddConnections(
         super().__init__(config=config)
         for name, storage_class in (
             ("calexps", config.input_storage_class),
+            ("warps", config.input_storage_class),
             ("sky_map", config.sky_map_storage_class),
             ("latent_coadd", config.output_storage_class),
         ):
             setattr(self, name, dataclasses.replace(getattr(self, name), storageClass=storage_class))
         for name, used in (
+            ("calexps", config.input_kind == "calexps"),
+            ("warps", config.input_kind == "warps"),
             ("visit_summaries", config.use_visit_summary),
             ("sky_corrections", config.subtract_sky_correction),
             ("backgrounds", config.restore_background),

@@ -16,7 +16,9 @@ from lsst.daf.butler import DeferredDatasetHandle
 
 from ..adapters import (
     BadInputError,
+    CellCoaddWarpReader,
     ExposureFReader,
+    ExposureFWarpReader,
     ExposureReader,
     FinalCalibration,
     InputProblem,
@@ -26,7 +28,7 @@ from ..adapters import (
 
 
 class ExposureOpener:
-    """Join each detector image with what calibrates it.
+    """Join each detector image with what calibrates it; open warps as they are.
 
     Parameters
     ----------
@@ -36,6 +38,8 @@ class ExposureOpener:
         to add again. `None` where they are not used.
     visits : `~collections.abc.Iterable` [`int`], optional
         Visits to use; by default all.
+    warping_order : `int`, optional
+        Order of the Lanczos kernel that made warps.
 
     Attributes
     ----------
@@ -50,11 +54,13 @@ class ExposureOpener:
         sky_corrections: Iterable[DeferredDatasetHandle] | None = None,
         backgrounds: Iterable[DeferredDatasetHandle] | None = None,
         visits: Iterable[int] | None = None,
+        warping_order: int = 5,
     ) -> None:
         self._summaries = _index(visit_summaries, "visit")
         self._sky_corrections = _index(sky_corrections, "visit", "detector")
         self._backgrounds = _index(backgrounds, "visit", "detector")
         self._visits = None if visits is None else frozenset(visits)
+        self._warping_order = warping_order
         self._loaded: dict[int, Any] = {}
         self.unselected_visits: set[int] = set()
 
@@ -67,12 +73,12 @@ class ExposureOpener:
         return False
 
     def open(self, handle: DeferredDatasetHandle) -> ExposureReader:
-        """Return a reader for a detector image.
+        """Return a reader for a detector image or a warp.
 
         Parameters
         ----------
         handle : `lsst.daf.butler.DeferredDatasetHandle`
-            The detector image.
+            The image.
 
         Returns
         -------
@@ -86,6 +92,10 @@ class ExposureOpener:
         """
         data_id = dict(handle.dataId.mapping) if handle.dataId.hasFull() else dict(handle.dataId.required)
         dataset_type = handle.ref.datasetType
+        if "patch" in dataset_type.dimensions:
+            is_afw = dataset_type.storageClass_name.startswith("Exposure")
+            reader = ExposureFWarpReader if is_afw else CellCoaddWarpReader
+            return reader(handle, data_id, dataset_type.name, self._warping_order)
         if not dataset_type.storageClass_name.startswith("Exposure"):
             return VisitImageReader(handle, data_id, dataset_type.name)
         visit, detector = int(data_id["visit"]), int(data_id["detector"])
