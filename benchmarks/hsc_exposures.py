@@ -19,6 +19,7 @@ from __future__ import annotations
 __all__ = (
     "CENTER",
     "DETECTORS",
+    "FILTERS",
     "SCALE",
     "HscScene",
     "SimulatedDetector",
@@ -41,6 +42,8 @@ SCALE = 0.168
 """Pixels of HSC and of the sky map, in arcsec."""
 CENTER = (150.0, 2.0)
 DETECTORS = (49, 50)
+FILTERS = {"g": "HSC-G", "r": "HSC-R", "i": "HSC-I", "z": "HSC-Z", "y": "HSC-Y"}
+EXPOSURE_TIME = 150.0
 STAMP = 41
 """Side of the PSF models, in pixels; the stars end there, too."""
 
@@ -51,8 +54,11 @@ class HscScene:
 
     Attributes
     ----------
+    bands : `tuple` [`str`]
+        Bands.
     n_visits : `int`
-        Number of visits; each second one is in nJy, the others in counts.
+        Number of visits of each band; each second one is in nJy, the others
+        in counts.
     detector_size : `tuple` [`int`, `int`]
         Width and height of the two detectors, in pixels.
     patch_size, patch_border : `int`
@@ -60,7 +66,8 @@ class HscScene:
     n_side : `int`
         Stars along one side of patch 4; each has a cell of its own.
     faintest, brightest : `float`
-        Range of the stars' fluxes, log-uniform, in nJy.
+        Range of the stars' fluxes in the first band, log-uniform, in nJy; in
+        the others they are multiplied by factors from 0.5 to 2.
     seeing : `tuple` [`float`, `float`]
         Range of the visits' FWHM, in arcsec.
     sky : `float`
@@ -73,6 +80,7 @@ class HscScene:
         Seed of all random numbers.
     """
 
+    bands: tuple[str, ...] = ("i",)
     n_visits: int = 6
     detector_size: tuple[int, int] = (900, 700)
     patch_size: int = 400
@@ -140,7 +148,7 @@ def make_sky_map(scene: HscScene) -> Any:
 
 
 def draw_catalog(scene: HscScene, sky_map: Any) -> np.ndarray:
-    """Return RA, Dec [deg] and flux [nJy] of stars on the outer patch 4."""
+    """Return RA, Dec [deg] and flux [nJy] by band of stars on the outer patch 4."""
     from lsst.geom import Point2D
 
     rng = np.random.default_rng(scene.seed)
@@ -155,7 +163,10 @@ def draw_catalog(scene: HscScene, sky_map: Any) -> np.ndarray:
             )
             flux = np.exp(rng.uniform(np.log(scene.faintest), np.log(scene.brightest)))
             rows.append((point.getRa().asDegrees(), point.getDec().asDegrees(), flux))
-    return np.array(rows)
+    colors = 2.0 ** np.random.default_rng([scene.seed, 1]).uniform(-1, 1, (len(rows), len(scene.bands)))
+    colors[:, 0] = 1.0
+    catalog = np.array(rows)
+    return np.hstack([catalog[:, :2], catalog[:, 2:] * colors])
 
 
 @dataclasses.dataclass
@@ -163,6 +174,7 @@ class SimulatedDetector:
     """One simulated detector and what calibrates it."""
 
     number: int
+    band: str
     exposure: Any
     sky: Any
     wcs: Any
@@ -265,13 +277,15 @@ def _make_detector(
     exposure.setWcs(_make_wcs(origin, conditions["angle"], scene.wrong_pixels))
     exposure.setPsf(psf)
     exposure.setPhotoCalib(PhotoCalib(scale * (1 + scene.wrong_scale), bbox=bbox))
-    exposure.setFilter(FilterLabel("i", "HSC-I"))
+    band = conditions["band"]
+    exposure.setFilter(FilterLabel(band, FILTERS[band]))
     exposure.info.setVisitInfo(conditions["visit_info"])
     exposure.info.setApCorrMap(_make_ap_corr(bbox))
     exposure.setDetector(conditions["camera"][number])
     exposure.info.setId(visit * 200 + number)
     return SimulatedDetector(
         number,
+        band,
         exposure,
         make_background(sky_left, bbox),
         wcs,
@@ -323,7 +337,7 @@ def make_summary(visit: int, detectors: list[SimulatedDetector]) -> Any:
     for detector in detectors:
         exposure, row = detector.exposure, summary.addNew()
         row.setId(detector.number)
-        row["visit"], row["physical_filter"], row["band"] = visit, "HSC-I", "i"
+        row["visit"], row["physical_filter"], row["band"] = visit, FILTERS[detector.band], detector.band
         row.setBBox(exposure.getBBox())
         row.setWcs(detector.wcs)
         row.setPsf(detector.psf)
@@ -361,6 +375,7 @@ def _make_statistics(detector: SimulatedDetector) -> Any:
         nPsfStar=100,
         starEMedian=0.02,
         starUnNormalizedEMedian=0.05,
+        effTime=EXPOSURE_TIME * (0.7 / detector.seeing) ** 2,
         pixelScale=SCALE,
         raCorners=[corner.getRa().asDegrees() for corner in detector.corners],
         decCorners=[corner.getDec().asDegrees() for corner in detector.corners],
@@ -370,30 +385,37 @@ def _make_statistics(detector: SimulatedDetector) -> Any:
 
 def make_visits(scene: HscScene, catalog: np.ndarray, camera: Any) -> Iterator[tuple]:
     """Yield number, time span and detectors of each visit."""
+    rng = np.random.default_rng(scene.seed + 1)
+    for b, band in enumerate(scene.bands):
+        for index in range(scene.n_visits):
+            number = b * scene.n_visits + index
+            visit = 1000 + 2 * number
+            begin = astropy.time.Time(61100.2 + 0.004 * number, format="mjd", scale="tai")
+            share = index / max(1, scene.n_visits - 1)
+            conditions = {
+                "band": band,
+                "camera": camera,
+                "seeing": scene.seeing[0] + share * (scene.seeing[1] - scene.seeing[0]),
+                "dither": rng.uniform(-60, 60, 2) + (60 * (-1) ** index, 0),
+                "angle": float(rng.uniform(-15, 15)),
+                "scale": float(rng.uniform(0.35, 0.5)),
+                "visit_info": _make_visit_info(visit, begin),
+            }
+            stars = catalog[:, [0, 1, 2 + b]]
+            yield visit, begin, [_make_detector(scene, stars, visit, d, conditions, rng) for d in DETECTORS]
+
+
+def _make_visit_info(visit: int, begin: astropy.time.Time) -> Any:
     from lsst.afw.image import VisitInfo
     from lsst.daf.base import DateTime
     from lsst.geom import SpherePoint, degrees
 
-    rng = np.random.default_rng(scene.seed + 1)
-    for index in range(scene.n_visits):
-        visit = 1000 + 2 * index
-        begin = astropy.time.Time(61100.2 + 0.004 * index, format="mjd", scale="tai")
-        share = index / max(1, scene.n_visits - 1)
-        conditions = {
-            "camera": camera,
-            "seeing": scene.seeing[0] + share * (scene.seeing[1] - scene.seeing[0]),
-            "dither": rng.uniform(-60, 60, 2) + (60 * (-1) ** index, 0),
-            "angle": float(rng.uniform(-15, 15)),
-            "scale": float(rng.uniform(0.35, 0.5)),
-            "visit_info": VisitInfo(
-                exposureTime=150.0,
-                darkTime=150.0,
-                date=DateTime(begin.mjd, DateTime.MJD, DateTime.TAI),
-                boresightRaDec=SpherePoint(*CENTER, degrees),
-                boresightAirmass=1.1,
-                instrumentLabel="HSC",
-                id=visit,
-            ),
-        }
-        detectors = [_make_detector(scene, catalog, visit, d, conditions, rng) for d in DETECTORS]
-        yield visit, begin, detectors
+    return VisitInfo(
+        exposureTime=EXPOSURE_TIME,
+        darkTime=EXPOSURE_TIME,
+        date=DateTime(begin.mjd, DateTime.MJD, DateTime.TAI),
+        boresightRaDec=SpherePoint(*CENTER, degrees),
+        boresightAirmass=1.1,
+        instrumentLabel="HSC",
+        id=visit,
+    )

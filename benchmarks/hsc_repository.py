@@ -10,7 +10,8 @@
 
 The repository has calexp, calexpBackground, skyCorr, finalVisitSummary,
 visitSummary and skyMap (named ``hsc_simulated``) in the collection
-HSC/defaults, and the truth in ``truth.npz``.
+HSC/defaults, and the truth in ``truth.npz``: ``ra``, ``dec``, ``flux`` (of the
+first band) and ``flux_BAND``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import astropy.units as u
 import numpy as np
 from hsc_exposures import (
     CENTER,
+    FILTERS,
     HscScene,
     SimulatedDetector,
     draw_catalog,
@@ -83,7 +85,8 @@ def write_repository(root: Path, scene: HscScene) -> None:
             _put_visit(butler, visit, detectors, scene)
         butler.collections.register(DEFAULTS, type=CollectionType.CHAINED)
         butler.collections.redefine_chain(DEFAULTS, [RUN, "skymaps"])
-    np.savez(root / "truth.npz", ra=catalog[:, 0], dec=catalog[:, 1], flux=catalog[:, 2])
+    fluxes = {f"flux_{band}": catalog[:, 2 + b] for b, band in enumerate(scene.bands)}
+    np.savez(root / "truth.npz", ra=catalog[:, 0], dec=catalog[:, 1], flux=catalog[:, 2], **fluxes)
 
 
 def _register_visit(insert: Any, visit: int, timespan: Timespan, detectors: list[SimulatedDetector]) -> None:
@@ -92,7 +95,7 @@ def _register_visit(insert: Any, visit: int, timespan: Timespan, detectors: list
     common = {
         "instrument": "HSC",
         "id": visit,
-        "physical_filter": "HSC-I",
+        "physical_filter": FILTERS[detectors[0].band],
         "day_obs": DAY,
         "exposure_time": 150.0,
         "observation_reason": "science",
@@ -144,12 +147,19 @@ def _put_visit(butler: Butler, visit: int, detectors: list[SimulatedDetector], s
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
-    parser.add_argument("--visits", type=int, default=HscScene.n_visits)
+    parser.add_argument("--bands", nargs="+", choices=FILTERS, default=HscScene.bands)
+    parser.add_argument("--visits", type=int, default=HscScene.n_visits, help="of each band")
     parser.add_argument("--seed", type=int, default=HscScene.seed)
     parser.add_argument(
         "--fluxes", type=float, nargs=2, default=(HscScene.faintest, HscScene.brightest), metavar="NJY"
     )
     arguments = parser.parse_args()
     faintest, brightest = arguments.fluxes
-    scene = HscScene(n_visits=arguments.visits, seed=arguments.seed, faintest=faintest, brightest=brightest)
+    scene = HscScene(
+        bands=tuple(arguments.bands),
+        n_visits=arguments.visits,
+        seed=arguments.seed,
+        faintest=faintest,
+        brightest=brightest,
+    )
     write_repository(arguments.root, scene)
