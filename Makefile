@@ -14,13 +14,14 @@ test: export OMP_NUM_THREADS = 1
 export PYTHONNOUSERSITE = 1
 export PYTHON
 
-.PHONY: help environment demo test lint clean clean-all
+.PHONY: help environment demo test lint docs clean clean-all
 .NOTPARALLEL:
 
 help:
 	@echo 'make demo       simulate, restore and compare; the outputs are in $(DEMO)/'
 	@echo 'make test       ruff, mypy and pytest'
 	@echo 'make lint       ruff and mypy'
+	@echo 'make docs       the documentation, into doc/_build/html'
 	@echo 'make clean      remove caches, builds and the demonstration'
 	@echo 'make clean-all  the same, and the environment'
 
@@ -37,8 +38,13 @@ lint: environment
 	$(BIN)/ruff check
 	$(BIN)/mypy
 
+docs: environment
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tools/requirements-docs.txt -c tools/requirements.txt
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet doc doc/_build/html
+	@echo 'The documentation is doc/_build/html/index.html'
+
 clean:
-	rm -rf $(DEMO) build dist python/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(DEMO) build dist doc/_build doc/_generated python/*.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find python tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-all: clean

@@ -112,7 +112,8 @@ def test_command_line_runs() -> None:
 def test_pins_satisfy_the_declared_dependencies(project: dict[str, Any]) -> None:
     packaging = pytest.importorskip("packaging.requirements")
     pins = {}
-    for line in (ROOT / "tools" / "requirements.txt").read_text().splitlines():
+    lists = [ROOT / "tools" / name for name in ("requirements.txt", "requirements-docs.txt")]
+    for line in (line for path in lists for line in path.read_text().splitlines()):
         if line and not line.startswith("#"):
             assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*", line), f"not a plain pin: {line}"
             name, _, version = line.partition("==")

@@ -9,6 +9,7 @@
 """Restoration of co-registered exposures, with torch and numpy alone."""
 
 from ._device_share import *
+from ._assemble import *
 from ._direct import *
 from ._errors import *
 from ._fidelity import *

@@ -53,7 +53,7 @@ class HuberFidelity:
         return (clipped * (residual - 0.5 * clipped)).sum(dtype=torch.float64)
 
     def weight(self, residual: torch.Tensor) -> torch.Tensor:
-        """Return the robust weight of residuals: 1, or delta / |r|."""
+        """Return the robust weight of residuals r: 1, or ``delta / |r|``."""
         return self.delta / residual.abs().clamp_min(self.delta)
 
     def value_and_gradient(self, model: torch.Tensor, which: slice) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,7 +130,7 @@ class ConvolutionOperator:
             yield slice(start, min(start + self.chunk, self.n_exposures))
 
     def transform(self, latent: torch.Tensor) -> torch.Tensor:
-        """Return the padded transform of latent images (..., *latent_shape)."""
+        """Return the padded transform of latent images ``(..., *latent_shape)``."""
         return torch.fft.rfft2(latent, s=self.fft_shape, dim=(-2, -1))
 
     def lift(self, transform: torch.Tensor) -> torch.Tensor:
@@ -151,7 +151,7 @@ class ConvolutionOperator:
         return lifted[0] + torch.fft.rfft2((self._terms * images).sum(dim=0), dim=(-2, -1))
 
     def predict(self, lifted: torch.Tensor, which: slice) -> torch.Tensor:
-        """Return exposures ``which`` (n, *data_shape) for a lifted latent image."""
+        """Return exposures ``which`` ``(n, *data_shape)`` for a lifted latent image."""
         product = self._transfer[which, 0] * lifted[0]
         for j in range(1, self.n_terms):
             product = torch.addcmul(product, self._transfer[which, j], lifted[j])
@@ -200,12 +200,12 @@ class ConvolutionOperator:
         return full[..., : self.latent_shape[0], : self.latent_shape[1]]
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
-        """Predict all exposures, (T, *data_shape), from a latent image."""
+        """Predict all exposures, ``(T, *data_shape)``, from a latent image."""
         lifted = self.lift(self.transform(latent))
         return torch.cat([self.predict(lifted, which) for which in self.chunks()])
 
     def adjoint(self, data: torch.Tensor) -> torch.Tensor:
-        """Apply the adjoint of `forward` to exposures (T, *data_shape)."""
+        """Apply the adjoint of `forward` to exposures ``(T, *data_shape)``."""
         total: torch.Tensor | None = None
         for which in self.chunks():
             total = self.back_project(data[which], which, into=total)
