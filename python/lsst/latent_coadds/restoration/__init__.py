@@ -10,8 +10,10 @@
 
 from ._device_share import *
 from ._assemble import *
+from ._calibrate import *
 from ._direct import *
 from ._errors import *
+from ._exposure_calibration import *
 from ._fidelity import *
 from ._frames import *
 from ._imagemm import *

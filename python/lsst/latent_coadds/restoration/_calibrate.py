@@ -1,0 +1,356 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Calibration of exposures together with the sky that they show."""
+
+from __future__ import annotations
+
+__all__ = ("calibrate_exposures",)
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ._correction_kernel import fit_kernels
+from ._exposure_calibration import (
+    CALIBRATION_PARAMETERS,
+    CalibrationSettings,
+    ExposureCalibration,
+    convolve_psf,
+)
+from ._imagemm import restore_imagemm
+from ._kernels import matching_kernels
+from ._operators import ConvolutionOperator
+from ._restoration import Restoration
+from ._restore import _choose_device
+from ._settings import ImageMMSettings
+from ._stack import ExposureStack
+from ._star_finder import FoundSources, cut_stamps, find_sources_to_fit, stellar_locus
+from ._star_fit import StarFit, StarStamps, initial_stars
+
+_SKY_FWHM = 2.0
+"""Target of the restorations in between, in latent pixels."""
+
+_LARGEST_SIZE = 0.5
+"""Logarithm of the size, over that of a point, beyond which a source is no help."""
+
+_LARGEST_ERROR = 0.2
+"""The same of its error."""
+
+_WING_LIGHT = 0.02
+"""Light from outside of a PSF's stamp that a background may have, in sigma."""
+
+_SELECTIONS = 2
+"""How often stars are told from galaxies in the first round, and in others once."""
+
+_FIRST_STEPS = 4
+_LATER_STEPS = 2
+"""Gauss-Newton steps after each selection."""
+
+
+def calibrate_exposures(
+    stacks: ExposureStack | Sequence[ExposureStack],
+    settings: CalibrationSettings | None = None,
+    *,
+    device: str | torch.device = "auto",
+    progress: Callable[[int, int, float], None] | None = None,
+    **changes: Any,
+) -> ExposureCalibration:
+    """Learn PSFs, flux scales, shifts and backgrounds together with the sky.
+
+    Parameters
+    ----------
+    stacks : `ExposureStack` or `~collections.abc.Sequence` [ `ExposureStack` ]
+        One piece of sky or several. Exposures of one name are one exposure.
+    settings : `CalibrationSettings`, optional
+        What to learn, and how far to trust what is there.
+    device : `str` or `torch.device`, optional
+        Where to restore the sky; ``"auto"`` takes CUDA if there is one.
+    progress : `~collections.abc.Callable`, optional
+        Called with (round, number of rounds, chi2 of the stars).
+    **changes
+        Fields of `CalibrationSettings` that differ from ``settings``.
+
+    Returns
+    -------
+    calibration : `ExposureCalibration`
+        To be applied to these stacks, or to others with the same exposures;
+        then any restorer will do.
+
+    Raises
+    ------
+    ValueError
+        A setting is out of its limits.
+    TypeError
+        A setting is unknown.
+    InvalidStackError
+        Two exposures of a stack have the same name.
+    RestorationError
+        A restoration in between diverged.
+
+    Notes
+    -----
+    Each round restores the sky with the exposures as they are known by then,
+    subtracts from bright sources the light of all others, and fits the
+    sources together with the exposures; see `StarFit` for what is held fixed.
+
+    An error that the PSFs of all exposures share cannot be told from a sky
+    that is smoother or sharper: any restoration fits as well with the one as
+    with the other. Only that stars are points says so. Where there are too
+    few of them, the weighted means of sizes and shears stay those of the
+    pipeline, and only differences between exposures are learned. For the
+    same reason the weighted means of shifts, scales and backgrounds are zero.
+    """
+    settings = dataclasses.replace(settings or CalibrationSettings(), **changes)
+    stacks = [stacks] if isinstance(stacks, ExposureStack) else list(stacks)
+    if not stacks:
+        raise ValueError("There is no stack to calibrate; give at least one.")
+    with torch.no_grad():
+        return _Calibrator(
+            [stack.to(device=_choose_device(device), dtype=torch.float32) for stack in stacks], settings
+        ).run(progress)
+
+
+class _Calibrator:
+    """State of a calibration between rounds."""
+
+    def __init__(self, stacks: Sequence[ExposureStack], settings: CalibrationSettings) -> None:
+        self.settings = settings
+        for stack in stacks:
+            # Complains about names that are not unique.
+            ExposureCalibration.identity(stack.names)
+        self.stacks = stacks
+        names = tuple(dict.fromkeys(name for stack in stacks for name in stack.names))
+        self.members = [[names.index(name) for name in stack.names] for stack in stacks]
+        self.calibration = ExposureCalibration.identity(names)
+        self.weights = self._exposure_weights(len(names))
+        self.found = [
+            find_sources_to_fit(stack, settings.min_signal_to_noise, settings.max_stars) for stack in stacks
+        ]
+        self.stars = initial_stars(torch.cat([found.places for found in self.found]))
+
+    def _exposure_weights(self, n: int) -> torch.Tensor:
+        """Return inverse variances times the number of good pixels; their sum is 1."""
+        weights = torch.zeros(n, dtype=torch.float64)
+        for stack, members in zip(self.stacks, self.members, strict=True):
+            seen = stack.exposure_weights().double() * stack.good.sum(dim=(1, 2))
+            weights.index_add_(0, torch.tensor(members), seen.cpu())
+        return weights / weights.sum()
+
+    def run(self, progress: Callable[[int, int, float], None] | None) -> ExposureCalibration:
+        history: list[dict[str, Any]] = []
+        for i in range(self.settings.n_rounds):
+            skies = [self._restore(stack) for stack in self.stacks]
+            if self.settings.background_sigma > 0.0:
+                self._learn_backgrounds(skies)
+            figures = self._learn_from_sources(skies)
+            history.append({"round": i + 1, **figures})
+            if progress is not None:
+                progress(i + 1, self.settings.n_rounds, figures["chi2"])
+        scale = self.calibration.flux_scale
+        mean = (self.weights * self.calibration.background / scale).sum()
+        background = self.calibration.background - scale * mean
+        return dataclasses.replace(self.calibration, background=background, history=history)
+
+    def _restore(self, stack: ExposureStack) -> tuple[ExposureStack, Restoration]:
+        """Return a stack as it is known by now, and its sky."""
+        settings = ImageMMSettings(
+            target_fwhm=_SKY_FWHM, n_iter=self.settings.sky_updates, n_realizations=0, tolerance=0.0
+        )
+        corrected = self.calibration.apply(stack)
+        return corrected, restore_imagemm(corrected, settings, generator=torch.Generator().manual_seed(0))
+
+    def _learn_backgrounds(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> None:
+        """Update backgrounds with what the sky leaves where there is little light."""
+        n = len(self.calibration.names)
+        total, weight = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        for (corrected, sky), members in zip(skies, self.members, strict=True):
+            for position, t in enumerate(members):
+                model = sky.model(position).to(corrected.image)
+                sigma = corrected.variance[position].sqrt()
+                residual = corrected.image[position] - model
+                empty = corrected.good[position] & (model < sigma) & (residual.abs() < 4.0 * sigma)
+                empty &= ~_under_wings(model, sigma, corrected.mean_psf[position])
+                here = 1.0 / corrected.variance[position][empty].double()
+                total[t] += float((here * residual[empty].double()).sum())
+                weight[t] += float(here.sum())
+        scale = self.calibration.flux_scale
+        noise = self._noise()
+        error = scale / weight.clamp_min(1e-300).sqrt()
+        known = self.calibration.background + scale * total / weight.clamp_min(1e-300)
+        known = known - scale * (self.weights * known / scale).sum()
+        prior = (self.settings.background_sigma * noise) ** 2
+        if self.settings.adapt_priors and bool((weight > 0).any()):
+            # As `StarFit.narrow_prior` does.
+            excess = (((known / error) ** 2)[weight > 0].mean() - 1.0).clamp_min(0.01)
+            prior = torch.minimum(prior, excess * error**2)
+        background = torch.where(weight > 0, known * prior / (prior + error**2), torch.zeros_like(known))
+        self.calibration = dataclasses.replace(
+            self.calibration, background=background, background_error=error.clamp_max(noise)
+        )
+
+    def _noise(self) -> torch.Tensor:
+        """Return the typical noise of a pixel of each exposure."""
+        noise = torch.zeros(len(self.calibration.names), dtype=torch.float64)
+        for stack, members in zip(self.stacks, self.members, strict=True):
+            for t, weight in zip(members, stack.exposure_weights().tolist(), strict=True):
+                noise[t] = max(float(noise[t]), weight**-0.5 if weight > 0 else 0.0)
+        return noise
+
+    def _learn_from_sources(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> dict[str, Any]:
+        """Fit sources and exposures, and keep what it says about the exposures."""
+        stamps = self._cut(skies)
+        result = None
+        points = self.settings.reference != "pipeline"
+        if len(self.stars) and points:
+            result = self._fit_points(stamps)
+        if len(self.stars) and result is None and self.settings.reference != "stars":
+            points, result = False, self._fit_extended(stamps)
+        if result is None:
+            return {"reference": "none", "n_sources": 0, "chi2": float("nan")}
+        used, fit = result
+        kernels = self.calibration.kernels
+        if self.settings.kernel_sigma > 0.0 and points:
+            kernels = fit_kernels(fit, kernels, self.settings.kernel_radius, self.settings.kernel_sigma)
+        reference = "stars" if points else "pipeline"
+        self.calibration = dataclasses.replace(
+            self.calibration,
+            parameters=fit.parameters,
+            errors=fit.errors,
+            kernels=kernels,
+            reference=reference,
+            n_sources=int(used.sum()),
+        )
+        return {
+            "reference": reference,
+            "n_sources": int(used.sum()),
+            "chi2": fit.chi2,
+            **{name: fit.parameters[:, i].tolist() for i, name in enumerate(CALIBRATION_PARAMETERS)},
+        }
+
+    def _fit_points(self, stamps: Sequence[StarStamps]) -> tuple[torch.Tensor, StarFit] | None:
+        """Tell stars from other sources and fit them; `None` if there are too few."""
+        first = self.calibration.reference == "none"
+        fit = self._start(stamps, self.stars)
+        fit.fit(_FIRST_STEPS if first else 1, points=True, hold_exposures=True)
+        chosen = None
+        for _ in range(_SELECTIONS if first else 1):
+            used = self._usable(fit)
+            if bool(used.any()):
+                size, error = fit.star_shapes()
+                used = _scatter(used, stellar_locus(size[used], error[used]))
+            if int(used.sum()) < self.settings.min_stars and self.settings.reference != "stars":
+                return None
+            if not bool(used.any()):
+                return None
+            chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters)
+            chosen.fit(_FIRST_STEPS if first else _LATER_STEPS, points=True)
+            fit.parameters, fit.stars[used] = chosen.parameters, chosen.stars
+        assert chosen is not None
+        self._finish(chosen, points=True)
+        self.stars = fit.stars
+        return used, chosen
+
+    def _fit_extended(self, stamps: Sequence[StarStamps]) -> tuple[torch.Tensor, StarFit] | None:
+        """Fit sources that have sizes of their own; `None` if there are none."""
+        fit = self._start(stamps, self.stars)
+        fit.fit(_FIRST_STEPS, points=True, hold_exposures=True)
+        used = self._usable(fit)
+        if not bool(used.any()):
+            return None
+        chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters)
+        chosen.fit(_FIRST_STEPS, points=False)
+        self._finish(chosen, points=False)
+        self.stars[used] = chosen.stars
+        return used, chosen
+
+    def _finish(self, fit: StarFit, *, points: bool) -> None:
+        """Fit again with priors from the corrections themselves, if so wanted."""
+        if self.settings.adapt_priors:
+            fit.narrow_prior()
+            fit.fit(2, points=points)
+
+    @staticmethod
+    def _usable(fit: StarFit) -> torch.Tensor:
+        """Return which sources are compact and known well enough."""
+        size, error = fit.star_shapes()
+        return torch.isfinite(size) & (size.abs() < _LARGEST_SIZE) & (error < _LARGEST_ERROR)
+
+    def _start(
+        self, stamps: Sequence[StarStamps], stars: torch.Tensor, parameters: torch.Tensor | None = None
+    ) -> StarFit:
+        if parameters is None:
+            parameters = self.calibration.parameters
+        return StarFit(
+            stamps, stars, parameters, self.weights, self.settings.prior_sigma, self.settings.model_error
+        )
+
+    def _cut(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> list[StarStamps]:
+        """Return pixels around the sources of all stacks."""
+        stamps: list[StarStamps] = []
+        n_before = 0
+        for stack, found, (corrected, sky), members in zip(
+            self.stacks, self.found, skies, self.members, strict=True
+        ):
+            others = self._predict_others(corrected, sky, found).cpu().double()
+            kernels = self.calibration.kernels[members]
+            stamps += cut_stamps(
+                stack,
+                torch.stack([convolve_psf(f, d) for f, d in zip(stack.psf.cpu(), kernels, strict=True)]),
+                found,
+                others * self.calibration.flux_scale[members, None, None],
+                self.calibration.background[members],
+                members,
+                n_before,
+            )
+            n_before += len(found.places)
+        return stamps
+
+    @staticmethod
+    def _predict_others(corrected: ExposureStack, sky: Restoration, found: FoundSources) -> torch.Tensor:
+        """Return the light (T, h, w) of all that is not to be fitted."""
+        image = torch.where(found.other_light(corrected.shape), sky.image, 0.0).to(corrected.image)
+        kernels = matching_kernels(corrected.psf, _SKY_FWHM).to(corrected.image.dtype)
+        return ConvolutionOperator(kernels, corrected.shape, sampler=corrected.make_sampler()).forward(image)
+
+
+def _under_wings(model: torch.Tensor, sigma: torch.Tensor, psf: torch.Tensor) -> torch.Tensor:
+    """Return pixels (h, w) that get light from beyond the stamp of a PSF (k, k) of a star."""
+    k = psf.shape[-1]
+    edge = torch.cat([psf[0], psf[-1], psf[:, 0], psf[:, -1]]).mean().clamp_min(0.0) / psf.max()
+    widest = model[None, None]
+    for size in ((2 * k + 1, 1), (1, 2 * k + 1)):
+        widest = torch.nn.functional.max_pool2d(widest, size, stride=1, padding=(size[0] // 2, size[1] // 2))
+    return widest[0, 0] * edge > _WING_LIGHT * sigma
+
+
+def _scatter(where: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Return values of some sources as a mask of all."""
+    result = torch.zeros_like(where)
+    result[where] = values
+    return result
+
+
+def _select(stamps: Sequence[StarStamps], used: torch.Tensor) -> list[StarStamps]:
+    """Return the stamps of some sources, with new numbers."""
+    number = torch.cumsum(used, dim=0) - 1
+    selected = []
+    for block in stamps:
+        keep = used[block.stars]
+        if bool(keep.any()):
+            planes = ("terms", "x", "y", "area", "image", "weight")
+            selected.append(
+                dataclasses.replace(
+                    block,
+                    stars=number[block.stars[keep]],
+                    **{name: getattr(block, name)[keep] for name in planes},
+                )
+            )
+    return selected

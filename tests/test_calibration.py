@@ -1,0 +1,379 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""PSFs, scales, shifts and backgrounds that are learned with the sky."""
+
+from __future__ import annotations
+
+import math
+
+import galsim
+import numpy as np
+import pytest
+import torch
+
+from lsst.latent_coadds.restoration import (
+    CalibrationSettings,
+    ExposureCalibration,
+    ExposureStack,
+    FrameGeometry,
+    InvalidStackError,
+    calibrate_exposures,
+    restore,
+)
+from lsst.latent_coadds.restoration._psf_spline import PsfSpline, stretch_matrix
+from lsst.latent_coadds.restoration._star_finder import stellar_locus
+from lsst.latent_coadds.restoration._star_fit import StarFit, StarStamps, initial_stars
+
+SIZE = 104
+STAMP = 25
+WIDTHS = (3.2, 4.0, 3.6, 4.4)
+ROW = np.array([18.3, 40.8, 63.1, 85.6])
+PLACES = np.array([(x + 0.37 * i, y - 0.21 * i) for i, x in enumerate(ROW) for y in ROW])
+FLUXES = 2000.0 * np.geomspace(1.0, 20.0, 16)[np.random.default_rng(2).permutation(16)]
+
+
+def profile(
+    width: float, e1: float = 0.0, e2: float = 0.0, trunc: float = STAMP // 2 - 0.5
+) -> galsim.GSObject:
+    """Return a PSF in units of pixels; the response of pixels is part of it."""
+    return galsim.Moffat(beta=3.5, fwhm=width, trunc=trunc).shear(g1=e1, g2=e2)
+
+
+def draw(psf: galsim.GSObject, nx: int, ny: int, x: float, y: float) -> np.ndarray:
+    image = galsim.ImageD(galsim.BoundsI(0, nx - 1, 0, ny - 1), scale=1.0)
+    return psf.drawImage(image=image, method="no_pixel", center=galsim.PositionD(x, y)).array
+
+
+def stamp(psf: galsim.GSObject, size: int = STAMP) -> np.ndarray:
+    image = draw(psf, size, size, size // 2, size // 2)
+    return image / image.sum()
+
+
+def make_stack(
+    *,
+    stretch: np.ndarray | float = 1.0,
+    shear: np.ndarray | float = 0.0,
+    shifts: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    levels: np.ndarray | None = None,
+    noise: float = 2.0,
+    seed: int = 1,
+    galaxies: bool = False,
+) -> tuple[ExposureStack, np.ndarray]:
+    """Return exposures whose PSFs are said to be wrong by a factor, and the true PSFs."""
+    n = len(WIDTHS)
+    shifts = np.zeros((n, 2)) if shifts is None else shifts
+    scales = np.ones(n) if scales is None else scales
+    levels = np.zeros(n) if levels is None else levels
+    rng = np.random.default_rng(seed)
+    images, truth, told = [], [], []
+    for t, width in enumerate(WIDTHS):
+        psf = profile(width, 0.02, -0.01)
+        inside = draw(psf, STAMP, STAMP, STAMP // 2, STAMP // 2).sum()
+        image = rng.normal(0.0, noise, (SIZE, SIZE)) + levels[t]
+        for (x, y), flux in zip(PLACES, FLUXES, strict=True):
+            source = psf.withFlux(flux * scales[t] / inside)
+            if galaxies and int(x) % 2:
+                source = galsim.Convolve(source, galsim.Exponential(half_light_radius=2.5))
+            image += draw(source, SIZE, SIZE, x + shifts[t, 0], y + shifts[t, 1])
+        images.append(image)
+        truth.append(stamp(psf))
+        wrong = psf.dilate(np.broadcast_to(stretch, n)[t]).shear(g1=np.broadcast_to(shear, n)[t], g2=0.0)
+        told.append(stamp(wrong))
+    variance = np.full((n, SIZE, SIZE), max(noise, 1e-3) ** 2)
+    names = [f"visit {t}" for t in range(n)]
+    good = np.ones(variance.shape, dtype=bool)
+    return ExposureStack(np.stack(images), variance, good, np.stack(told), names=names), np.stack(truth)
+
+
+def widths(psf: torch.Tensor) -> np.ndarray:
+    """Return the sizes of adaptive moments."""
+    return np.array(
+        [galsim.hsm.FindAdaptiveMom(galsim.ImageD(p.numpy().astype(float))).moments_sigma for p in psf]
+    )
+
+
+def ellipticities(psf: torch.Tensor) -> np.ndarray:
+    """Return (xx - yy) / (xx + yy) of adaptive moments."""
+    return np.array(
+        [galsim.hsm.FindAdaptiveMom(galsim.ImageD(p.numpy().astype(float))).observed_shape.e1 for p in psf]
+    )
+
+
+def test_spline_keeps_samples_and_moves_them():
+    psf = profile(3.4, 0.05, 0.03)
+    spline = PsfSpline(torch.from_numpy(stamp(psf)))
+    zero = torch.zeros(3, dtype=torch.float64)
+    same = spline.stamps(zero, zero[:2])[0].numpy()
+    np.testing.assert_allclose(same, stamp(psf), atol=1e-12)
+    moved = spline.stamps(zero, torch.tensor([0.31, -0.44], dtype=torch.float64))[0].numpy()
+    expected = draw(psf, STAMP, STAMP, STAMP // 2 + 0.31, STAMP // 2 - 0.44)
+    np.testing.assert_allclose(moved / moved.sum(), expected / expected.sum(), atol=1e-3 * moved.max())
+
+
+def test_spline_slopes():
+    spline = PsfSpline(torch.from_numpy(stamp(profile(3.0))))
+    generator = torch.Generator().manual_seed(0)
+    x, y = (8.0 * torch.rand((1, 200), generator=generator, dtype=torch.float64) - 4.0 for _ in range(2))
+    knots, h = spline.knots(), 1e-5
+    _, slope_x, slope_y = spline.evaluate(knots, x, y)
+    for slope, (dx, dy) in ((slope_x, (h, 0.0)), (slope_y, (0.0, h))):
+        after, before = (spline.evaluate(knots, x + s * dx, y + s * dy)[0] for s in (1, -1))
+        torch.testing.assert_close((after - before) / (2 * h), slope, atol=1e-9, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "e1"), [(0.1, 0.0), (-0.1, 0.0), (0.05, 0.04)])
+def test_stretched_psf_is_that_of_galsim(size, e1):
+    spline = PsfSpline(torch.from_numpy(stamp(profile(4.0, trunc=0.0))))
+    shape = torch.tensor([size, e1, 0.0], dtype=torch.float64)
+    stretched = spline.stamps(shape, torch.zeros(2, dtype=torch.float64))[0]
+    expected = stamp(profile(4.0 * math.exp(size), math.tanh(e1), trunc=0.0))
+    stretched = (stretched / stretched.sum()).numpy()
+    # Wings beyond the stamp are not known to the spline.
+    np.testing.assert_allclose(stretched, expected, atol=1e-3 * expected.max())
+
+
+def test_stretch_matrix_has_the_area_and_the_axes_that_it_says():
+    matrix = stretch_matrix(torch.tensor([0.07, 0.03, -0.04], dtype=torch.float64))
+    assert float(torch.linalg.det(matrix)) == pytest.approx(math.exp(-0.14), rel=1e-12)
+    axes = torch.linalg.svdvals(matrix)
+    assert float((axes[0] - axes[1]) / (axes[0] + axes[1])) == pytest.approx(math.tanh(0.05), rel=1e-9)
+
+
+def make_fit(rng: np.random.Generator) -> StarFit:
+    """Return two stars in two exposures, near the solution."""
+    line = torch.arange(-9.0, 10.0, dtype=torch.float64)
+    dy, dx = (a.reshape(1, -1).repeat(2, 1) for a in torch.meshgrid(line, line, indexing="ij"))
+    stars = initial_stars(torch.tensor([[10.2, 11.0, 50.0], [30.4, 9.7, 80.0]], dtype=torch.float64))
+    stamps = []
+    for t, width in enumerate((3.4, 4.2)):
+        x, y = dx + torch.tensor([[10.0], [30.0]]), dy + torch.tensor([[11.0], [10.0]])
+        spline = PsfSpline(torch.from_numpy(stamp(profile(width, 0.02, 0.01))))
+        image = (
+            torch.from_numpy(rng.normal(0.0, 0.1, x.shape)) + 50.0 * torch.exp(-(dx**2 + dy**2) / 5.0) / 16
+        )
+        terms = torch.ones((2, 1), dtype=torch.float64)
+        ones = torch.ones_like(x)
+        stamps.append(StarStamps(t, torch.arange(2), spline, terms, x, y, 1.1 * ones, image, ones))
+    parameters = torch.from_numpy(rng.normal(0.0, 0.03, (2, 6)))
+    weights = torch.tensor([0.4, 0.6], dtype=torch.float64)
+    return StarFit(stamps, stars, parameters, weights, (0.1, 0.05, 0.05, 0.2, 0.2, 0.05), 0.0)
+
+
+def test_slopes_of_the_fit_are_derivatives():
+    fit = make_fit(np.random.default_rng(3))
+
+    def half_chi2() -> float:
+        return 0.5 * sum(float((w * r**2).sum()) for _, r, w in map(fit.residual, fit.stamps))
+
+    _, slope = fit.evaluate()
+    h = 1e-5
+    # Shapes change the normalisation of stamps too, which the slopes leave out.
+    for i, tolerance in zip(range(6), (4e-2, 4e-2, 4e-2, 1e-5, 1e-5, 1e-5), strict=True):
+        for t in range(2):
+            values = []
+            for sign in (1, -1):
+                fit.parameters[t, i] += sign * h
+                values.append(half_chi2())
+                fit.parameters[t, i] -= sign * h
+            numeric = -(values[0] - values[1]) / (2 * h)
+            assert numeric == pytest.approx(float(slope[t, :, i].sum()), rel=tolerance, abs=0.02)
+
+
+def test_shifts_and_scales_are_recovered_without_noise():
+    shifts = np.array([[0.12, -0.05], [-0.2, 0.08], [0.05, 0.1], [0.03, -0.13]])
+    scales = np.array([1.03, 0.96, 1.05, 0.97])
+    stack, _ = make_stack(shifts=shifts, scales=scales, noise=0.0)
+    calibration = calibrate_exposures(
+        stack, size_sigma=0.0, shear_sigma=0.0, background_sigma=0.0, shift_sigma=1.0, scale_sigma=1.0
+    )
+    weights = stack.exposure_weights().double() / float(stack.exposure_weights().sum())
+    found = calibration.parameters
+    np.testing.assert_allclose((weights @ found[:, 3:]).numpy(), 0.0, atol=1e-12)
+    expected = shifts - weights.numpy() @ shifts
+    np.testing.assert_allclose(found[:, 3:5].numpy(), expected, atol=2e-3)
+    logarithm = np.log(scales) - weights.numpy() @ np.log(scales)
+    np.testing.assert_allclose(found[:, 5].numpy(), logarithm, atol=1e-3)
+    assert not bool(found[:, :3].any())
+
+
+@pytest.mark.parametrize("common", [False, True])
+def test_stars_tell_the_width_of_psfs(common):
+    stretch = 1.1 if common else np.array([1.1, 0.9, 0.9, 1.1])
+    stack, truth = make_stack(stretch=stretch, shear=0.015 if common else np.array([1, -1, 1, -1]) * 0.015)
+    calibration = calibrate_exposures(stack)
+    assert calibration.reference == "stars"
+    corrected = calibration.apply(stack)
+    wrong = widths(stack.psf) / widths(torch.from_numpy(truth)) - 1.0
+    right = widths(corrected.psf) / widths(torch.from_numpy(truth)) - 1.0
+    assert abs(wrong).min() > 0.07
+    assert abs(right).max() < 0.01
+    difference = ellipticities(corrected.psf) - ellipticities(torch.from_numpy(truth))
+    assert abs(difference).max() < 0.01
+    assert float(corrected.psf.min()) >= 0.0
+    torch.testing.assert_close(corrected.psf.sum(dim=(1, 2)), torch.ones(4, dtype=corrected.psf.dtype))
+    assert float(restore(corrected, n_realizations=0).chi2.mean()) < 1.05
+
+
+def test_right_psfs_stay():
+    stack, _ = make_stack()
+    calibration = calibrate_exposures(stack)
+    assert float(calibration.parameters[:, 0].abs().max()) < 3e-3
+    assert float(calibration.parameters[:, 1:3].abs().max()) < 4e-3
+    assert float(calibration.parameters[:, 3:5].abs().max()) < 0.01
+    assert float(calibration.parameters[:, 5].abs().max()) < 3e-3
+    assert float((calibration.background / 2.0).abs().max()) < 0.03
+
+
+def test_without_points_the_mean_of_psfs_stays():
+    stack, truth = make_stack(stretch=np.array([1.1, 0.95, 0.95, 1.1]))
+    calibration = calibrate_exposures(stack, reference="pipeline")
+    assert calibration.reference == "pipeline"
+    weights = stack.exposure_weights().double()
+    means = weights @ calibration.parameters[:, :3] / weights.sum()
+    np.testing.assert_allclose(means.numpy(), 0.0, atol=1e-12)
+    # What the exposures differ by is found all the same.
+    after = widths(calibration.apply(stack).psf) / widths(torch.from_numpy(truth))
+    assert np.log(after).std() < 0.007
+    assert np.log(after).mean() == pytest.approx(0.025, abs=0.01)
+
+
+def test_galaxies_do_not_widen_psfs():
+    stack, truth = make_stack(galaxies=True)
+    calibration = calibrate_exposures(stack)
+    assert calibration.reference == "stars"
+    right = widths(calibration.apply(stack).psf) / widths(torch.from_numpy(truth)) - 1.0
+    assert abs(right).max() < 0.015
+
+
+def test_stellar_locus():
+    rng = np.random.default_rng(0)
+    error = torch.from_numpy(rng.uniform(0.002, 0.03, 60))
+    size = torch.from_numpy(rng.uniform(0.15, 0.5, 60))
+    size[:25] = 0.08 + 0.01 * torch.from_numpy(rng.normal(size=25)) + error[:25] * 0.5
+    stars = stellar_locus(size, error)
+    assert bool(stars[:25].all())
+    assert int(stars[25:].sum()) <= 2
+
+
+def test_background_and_its_mean():
+    levels = np.array([0.3, -0.2, 0.1, -0.1])
+    stack, _ = make_stack(levels=levels)
+    calibration = calibrate_exposures(stack, background_sigma=1.0, n_rounds=2)
+    found = (calibration.background / calibration.flux_scale).numpy()
+    weights = stack.exposure_weights().double().numpy()
+    weights /= weights.sum()
+    assert float(weights @ found) == pytest.approx(0.0, abs=1e-9)
+    np.testing.assert_allclose(found, levels - weights @ levels, atol=0.08)
+
+
+def test_priors_of_zero_leave_exposures_alone():
+    stack, _ = make_stack(stretch=1.05)
+    calibration = calibrate_exposures(
+        stack, size_sigma=0.0, shear_sigma=0.0, shift_sigma=0.0, scale_sigma=0.0, background_sigma=0.0
+    )
+    corrected = calibration.apply(stack)
+    torch.testing.assert_close(corrected.psf, stack.psf)
+    assert torch.equal(corrected.image, stack.image)
+
+
+def test_free_kernel_mends_a_profile():
+    stack, truth = make_stack()
+    wrong = torch.from_numpy(np.stack([stamp(galsim.Gaussian(fwhm=w)) for w in WIDTHS]))
+    told = ExposureStack(stack.image, stack.variance, stack.good, wrong, names=stack.names)
+    errors = []
+    for sigma in (0.0, 0.1):
+        calibration = calibrate_exposures(told, kernel_sigma=sigma, kernel_radius=3)
+        np.testing.assert_allclose(calibration.kernels.sum(dim=(1, 2)).numpy(), 1.0, atol=1e-12)
+        corrected = calibration.apply(told).psf
+        assert float(corrected.min()) >= 0.0
+        errors.append(float((corrected - torch.from_numpy(truth)).square().sum()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_psf_that_varies_is_stretched_as_a_whole():
+    stack, _ = make_stack()
+    basis = torch.zeros((4, 3, STAMP, STAMP), dtype=torch.float64)
+    basis[:, 0] = stack.psf
+    basis[:, 1] = 0.05 * (torch.from_numpy(stamp(profile(4.2))) - stack.psf)
+    varying = ExposureStack(stack.image, stack.variance, stack.good, basis, names=stack.names)
+    identity = ExposureCalibration.identity(stack.names)
+    identity.parameters[:, 0] = 0.05
+    corrected = identity.apply(varying)
+    torch.testing.assert_close(corrected.psf[:, 0].sum(dim=(1, 2)), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(corrected.psf[:, 1:].sum(dim=(2, 3)), torch.zeros((4, 2), dtype=torch.float64))
+    there = (corrected.psf * torch.tensor([1.0, 0.7, 0.0])[:, None, None]).sum(dim=1)
+    one = (basis * torch.tensor([1.0, 0.7, 0.0])[:, None, None]).sum(dim=1)
+    np.testing.assert_allclose(widths(there) / widths(one), math.exp(0.05), rtol=3e-3)
+    assert calibrate_exposures(varying, n_rounds=1).reference == "stars"
+
+
+def test_exposures_with_their_own_pixels():
+    """Frames that are moved by a fraction of a pixel, two of which are said to be elsewhere."""
+    stack, truth = make_stack(stretch=np.array([1.1, 0.95, 1.1, 0.95]))
+    line = np.arange(0, SIZE + 8, 8.0)
+    x, y = (np.stack([a] * 4) for a in np.meshgrid(line, line))
+    errors = np.array([[0.15, 0.0], [-0.15, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    frames = FrameGeometry((SIZE, SIZE), x + errors[:, :1, None], y + errors[:, 1:, None], 8)
+    native = ExposureStack(
+        stack.image, stack.variance, stack.good, stack.psf, names=stack.names, frames=frames
+    )
+    calibration = calibrate_exposures(native)
+    corrected = calibration.apply(native)
+    right = widths(corrected.psf) / widths(torch.from_numpy(truth)) - 1.0
+    assert abs(right).max() < 0.01
+    offsets = (corrected.frames.x - torch.from_numpy(x)).mean(dim=(1, 2))
+    np.testing.assert_allclose((offsets - offsets.mean()).numpy(), 0.0, atol=0.02)
+    # A PSF stays in the middle of its stamp there.
+    assert abs(float((corrected.psf[0] * torch.arange(STAMP)).sum()) - STAMP // 2) < 0.02
+
+
+def test_pieces_of_sky_share_exposures():
+    stack, _ = make_stack(stretch=1.1)
+    half = SIZE // 2
+    names = stack.names
+    pieces = [
+        ExposureStack(
+            stack.image[:, rows], stack.variance[:, rows], stack.good[:, rows], stack.psf, names=names
+        )
+        for rows in (slice(0, half + 10), slice(half - 10, None))
+    ]
+    calibration = calibrate_exposures(pieces, n_rounds=2)
+    assert calibration.names == names
+    np.testing.assert_allclose(calibration.parameters[:, 0].numpy(), -math.log(1.1), atol=0.02)
+
+
+def test_nothing_to_learn_from():
+    rng = np.random.default_rng(0)
+    image = rng.normal(size=(2, 48, 48))
+    psf = np.stack([stamp(profile(3.5))] * 2)
+    stack = ExposureStack(image, np.ones(image.shape), np.ones(image.shape, dtype=bool), psf)
+    calibration = calibrate_exposures(stack, n_rounds=1, background_sigma=0.0)
+    assert calibration.reference == "none"
+    torch.testing.assert_close(calibration.apply(stack).psf, stack.psf)
+
+
+def test_bad_settings():
+    stack, _ = make_stack()
+    with pytest.raises(ValueError, match="size_sigma"):
+        CalibrationSettings(size_sigma=-1.0)
+    with pytest.raises(ValueError, match="reference"):
+        calibrate_exposures(stack, reference="moon")
+    with pytest.raises(TypeError, match="sigma_size"):
+        calibrate_exposures(stack, sigma_size=1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        calibrate_exposures([])
+    twice = ExposureStack(stack.image, stack.variance, stack.good, stack.psf, names=["a", "a", "b", "c"])
+    with pytest.raises(InvalidStackError, match="must differ"):
+        calibrate_exposures(twice)
+    with pytest.raises(KeyError, match="no exposure 'moon'"):
+        ExposureCalibration.identity(["a"]).correct_psf("moon", stack.psf[0])
+    zeros = torch.zeros((1, 6), dtype=torch.float64)
+    with pytest.raises(InvalidStackError, match="background"):
+        ExposureCalibration(("a",), zeros, zeros, zeros[0], zeros[:, 0], torch.ones((1, 1, 1)))
