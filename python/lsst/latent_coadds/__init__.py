@@ -11,9 +11,23 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .tasks import BuildLatentCoaddConfig, BuildLatentCoaddTask
+    from .tasks import (
+        AnalyzeLatentCoaddConfig,
+        AnalyzeLatentCoaddTask,
+        BuildLatentCoaddConfig,
+        BuildLatentCoaddTask,
+        SummarizeLatentCoaddsConfig,
+        SummarizeLatentCoaddsTask,
+    )
 
-__all__ = ("BuildLatentCoaddConfig", "BuildLatentCoaddTask")
+__all__ = (
+    "AnalyzeLatentCoaddConfig",
+    "AnalyzeLatentCoaddTask",
+    "BuildLatentCoaddConfig",
+    "BuildLatentCoaddTask",
+    "SummarizeLatentCoaddsConfig",
+    "SummarizeLatentCoaddsTask",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,15 @@ from ._coadd import *
 from ._detection import *
 from ._figure import *
 from ._noise import *
+from ._pages import *
 from ._patch_analysis import *
 from ._patch_numbers import *
+from ._patch_page import *
 from ._photometry import *
 from ._plot_style import *
 from ._plots_image import *
 from ._plots_patch import *
+from ._plots_tract import *
 from ._rings import *
 from ._sources import *
 from ._star import *

@@ -156,8 +156,9 @@ def find_disagreements(
     blurred = match_psf(latent, reference)
     margin = psf.shape[0] // 2
     lacking = ~(latent.good & reference.good & np.isfinite(blurred))
-    # Blurred light of pixels that have none is missing around them.
-    usable = ~binary_dilation(lacking, iterations=margin // 2) if lacking.any() else ~lacking
+    # Light from beyond the edge, and of pixels without data, is missing near them.
+    beyond = np.pad(lacking, 1, constant_values=True)
+    usable = ~binary_dilation(beyond, iterations=margin // 2)[1:-1, 1:-1]
     difference = np.where(usable, np.nan_to_num(blurred) - np.nan_to_num(reference.image), 0.0)
     clipped = latent.mask.get("CLIPPED", np.zeros_like(usable))
     explained = binary_dilation(clipped, iterations=max(margin // 4, 3))

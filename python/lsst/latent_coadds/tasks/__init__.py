@@ -8,7 +8,9 @@
 
 """Pipeline tasks, their connections and their configuration."""
 
+from ._analyze_latent_coadd import *
 from ._build_latent_coadd import *
+from ._coadd_plots import *
 from ._config import *
 from ._connections import *
 from ._fill import *
@@ -18,5 +20,6 @@ from ._patch_settings import *
 from ._resources import *
 from ._restore_patch import *
 from ._restorers import *
+from ._summarize_latent_coadds import *
 from ._tile_plan import *
 from ._train import *

@@ -8,5 +8,6 @@
 
 """Importable helpers of the tests: mock exposures and repositories."""
 
+from ._browser import *
 from ._mock import *
 from ._repository import *
