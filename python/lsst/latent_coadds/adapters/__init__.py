@@ -11,7 +11,6 @@
 from ._cell_coadd_warp_reader import *
 from ._coadd import *
 from ._coadd_planes import *
-from ._coadd_planes import *
 from ._errors import *
 from ._exposure_f import *
 from ._exposure_f_reader import *
