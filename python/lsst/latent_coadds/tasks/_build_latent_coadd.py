@@ -91,10 +91,43 @@ class BuildLatentCoaddTask(PipelineTask):
         outputRefs: OutputQuantizedConnection,
     ) -> None:
         # Docstring inherited.
-        data_id = butlerQC.quantum.dataId
-        assert data_id is not None, "Quanta of this task have a data ID."
         # pipetask sets one OpenMP thread; the quantum was granted more.
         torch.set_num_threads(max(1, butlerQC.resources.num_cores))
+        inputs = self.open_inputs(butlerQC, inputRefs)
+        try:
+            outputs = self.run(
+                exposures=inputs.exposures,
+                patch=inputs.patch,
+                band=inputs.band,
+                rejected=inputs.rejected,
+                max_memory=choose_max_memory(self.config.max_memory, butlerQC.resources, self.log),
+            )
+        except UnusableInputsError as error:
+            metrics = {"rejected_inputs": error.reasons, "n_inputs": 0, "n_offered": inputs.n_offered}
+            butlerQC.put(metrics, outputRefs.latent_coadd_metrics)
+            raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
+        outputs.latent_coadd_metrics["unselected_visits"] = inputs.unselected_visits
+        butlerQC.put(outputs, outputRefs)
+
+    def open_inputs(self, butlerQC: QuantumContext, inputRefs: InputQuantizedConnection) -> Struct:
+        """Open all that a quantum reads; pixels are read later.
+
+        Parameters
+        ----------
+        butlerQC : `lsst.pipe.base.QuantumContext`
+            Client of the repository.
+        inputRefs : `lsst.pipe.base.InputQuantizedConnection`
+            Datasets of the quantum.
+
+        Returns
+        -------
+        inputs : `lsst.pipe.base.Struct`
+            ``exposures``, ``patch``, ``band`` and ``rejected`` as `run` takes
+            them; ``n_offered``, the number of images; and
+            ``unselected_visits``, a sorted list.
+        """
+        data_id = butlerQC.quantum.dataId
+        assert data_id is not None, "Quanta of this task have a data ID."
         patch = PatchGrid.from_sky_map(
             butlerQC.get(inputRefs.sky_map),
             skymap=str(data_id["skymap"]),
@@ -105,21 +138,14 @@ class BuildLatentCoaddTask(PipelineTask):
         images = butlerQC.get(getattr(inputRefs, self.config.input_kind))
         handles = [handle for handle in images if opener.selects(handle)]
         rejected: list[BadInputError] = []
-        readers = self._open(opener, handles, rejected)
-        try:
-            outputs = self.run(
-                exposures=readers,
-                patch=patch,
-                band=str(data_id["band"]),
-                rejected=rejected,
-                max_memory=choose_max_memory(self.config.max_memory, butlerQC.resources, self.log),
-            )
-        except UnusableInputsError as error:
-            metrics = {"rejected_inputs": error.reasons, "n_inputs": 0, "n_offered": len(handles)}
-            butlerQC.put(metrics, outputRefs.latent_coadd_metrics)
-            raise AnnotatedPartialOutputsError.annotate(error, self, log=self.log) from error
-        outputs.latent_coadd_metrics["unselected_visits"] = sorted(opener.unselected_visits)
-        butlerQC.put(outputs, outputRefs)
+        return Struct(
+            exposures=self._open(opener, handles, rejected),
+            patch=patch,
+            band=str(data_id["band"]),
+            rejected=rejected,
+            n_offered=len(handles),
+            unselected_visits=sorted(opener.unselected_visits),
+        )
 
     def _make_opener(self, butlerQC: QuantumContext, inputRefs: InputQuantizedConnection) -> ExposureOpener:
         """Read what is needed to open the exposures."""
