@@ -61,6 +61,8 @@ def read(source: Any, visit: int) -> VisitImageReader:
 def make_config(**changes: Any) -> BuildLatentCoaddConfig:
     config = BuildLatentCoaddConfig()
     config.restorer.name = "direct"
+    # What is wrong with an exposure does not depend on it.
+    config.geometry = "registered"
     config.halo = 12
     for name, value in changes.items():
         setattr(config, name, value)

@@ -22,7 +22,7 @@ from lsst.latent_coadds import BuildLatentCoaddConfig, BuildLatentCoaddTask
 from lsst.latent_coadds.adapters import PatchGrid, to_window
 from lsst.latent_coadds.restoration import ExposureStack, Restoration, restore
 from lsst.latent_coadds.tasks import TilePlan, choose_halo, restorer_registry
-from lsst.latent_coadds.tests._mock import MockVisits, make_mock_geometry, make_mock_patch
+from lsst.latent_coadds.tests._mock import MockVisits, make_mock_geometry, make_mock_patch, read_mock
 from lsst.pex.config import Config
 from lsst.pipe.base import Struct
 
@@ -147,9 +147,21 @@ def test_halo_follows_the_psf() -> None:
     assert choose_halo(_readers(9.0), patch.refined(2)) > 1.5 * blurred
 
 
-def _readers(fwhm: float) -> list:
-    from lsst.latent_coadds.tests._mock import read_mock
+def test_halo_asks_only_detectors_that_may_reach() -> None:
+    def refuse(**position: float) -> np.ndarray:
+        raise AssertionError("The PSF of a detector that lies elsewhere is of no interest.")
 
+    patch = make_mock_patch()
+    near, far = MockVisits().make(0), MockVisits().make(1, offset=(120.0, 0.0))
+    readers = [read_mock(near, 0), read_mock(far, 1)]
+    readers[1].compute_psf_kernel = refuse  # type: ignore[method-assign]
+    assert choose_halo(readers, patch) == choose_halo(readers[:1], patch)
+    readers[0].compute_psf_kernel = refuse  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        choose_halo(readers, patch)
+
+
+def _readers(fwhm: float) -> list:
     return [read_mock(MockVisits().make(0, fwhm=fwhm), 0)]
 
 

@@ -95,6 +95,12 @@ def test_stars_keep_position_and_flux(method: str, geometry: str, oversampling: 
             assert figures["chi2"] == pytest.approx(1.0, abs=0.05)
 
 
+@pytest.mark.parametrize(("method", "geometry"), [("imagemm", "native"), ("direct", "registered")])
+def test_geometry_follows_the_restorer(method: str, geometry: str) -> None:
+    readers = MockVisits(n_visits=2, stars=STARS).readers()
+    assert _run(method, readers=readers).latent_coadd_metrics["geometry"] == geometry
+
+
 def test_finer_grid_shows_what_the_patch_grid_cannot() -> None:
     """Two stars at 0.34 arcsec, 1.7 pixels, seen with 0.4 arcsec seeing."""
     stars = ((-0.17, 0.0, 4000.0), (0.17, 0.0, 4000.0))

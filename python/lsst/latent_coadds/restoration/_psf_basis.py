@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "MAX_HALO",
     "choose_halo_width",
     "evaluate_psf_basis",
     "fit_psf_basis",
@@ -21,6 +22,9 @@ __all__ = (
 
 import numpy as np
 import torch
+
+MAX_HALO = 128
+"""Largest width of a halo, in latent pixels."""
 
 
 def psf_basis_terms(u: np.ndarray, v: np.ndarray, degree: int) -> np.ndarray:
@@ -151,4 +155,4 @@ def choose_halo_width(psf: torch.Tensor) -> int:
         lies further off sheds no light that matters, and what it does to the
         solution dies out on the way.
     """
-    return min(128, max(16, 3 * psf_reach(psf, 0.02)))
+    return min(MAX_HALO, max(16, 3 * psf_reach(psf, 0.02)))

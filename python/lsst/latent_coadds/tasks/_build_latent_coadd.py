@@ -316,6 +316,8 @@ class BuildLatentCoaddTask(PipelineTask):
         if self.config.input_kind == "warps":
             # Pixels of a warp are those of the sky map, not of a finer grid.
             return patch.oversampling != 1
+        if self.config.geometry == "auto":
+            return getattr(self.restorer, "prefers_native", False)
         return self.config.geometry == "native"
 
     def _describe_selection(self) -> dict[str, Any]:

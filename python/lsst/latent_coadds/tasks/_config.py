@@ -193,10 +193,11 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     geometry = ChoiceField[str](
         doc="On which pixels the exposures are compared with their model.",
         allowed={
+            "auto": "native for imagemm, and registered for other restorers unless they say otherwise",
             "registered": "on those of the patch, to which the exposures are interpolated first",
             "native": "on the detectors' own: nothing is interpolated, and the noise stays as it is",
         },
-        default="registered",
+        default="auto",
         optional=False,
     )
     oversampling = FractionField(

@@ -60,6 +60,11 @@ class Restorer(Protocol):
     trains_per_patch: bool
     """Whether a patch of several tiles needs one training for all (`bool`)."""
 
+    prefers_native: bool
+    """Whether exposures in their own pixels are worth their time (`bool`);
+    a restorer that does not say so gets them registered, unless configured.
+    """
+
     def __init__(self, config: Config) -> None: ...
 
     def train(
@@ -191,6 +196,7 @@ class SettingsRestorer:
     method: ClassVar[str]
     has_chosen_psf: bool = True
     trains_per_patch: bool = False
+    prefers_native: bool = False
 
     def __init__(self, config: Config) -> None:
         self.settings = config.toDict()
@@ -251,6 +257,8 @@ def _register_core_restorers() -> None:
                 "method": method,
                 "has_chosen_psf": method != "direct",
                 "trains_per_patch": method in LEARNED_METHODS,
+                # The plain coadd registers exposures anyway, and so do networks for their inputs.
+                "prefers_native": method == "imagemm",
             },
         )
         # pickling a config needs its class to be importable by name.

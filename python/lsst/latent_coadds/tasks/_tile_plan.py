@@ -21,6 +21,7 @@ from lsst.images import Box
 
 from ..adapters import BadInputError, ExposureReader, PatchExposure, PatchGrid, PatchPsf, PixelMapping, to_box
 from ..restoration import (
+    MAX_HALO,
     MemoryModel,
     Window,
     choose_halo_width,
@@ -57,13 +58,29 @@ def choose_halo(readers: Sequence[ExposureReader], patch: PatchGrid) -> int:
     halo = 16
     for reader in readers:
         try:
-            psf = PatchPsf(reader, PixelMapping(patch, reader))
+            mapping = PixelMapping(patch, reader)
             outer = patch.outer_bbox
+            if not _may_reach(mapping, reader.bbox, outer.padded(MAX_HALO)):
+                continue
+            psf = PatchPsf(reader, mapping)
             kernel = psf.kernel(outer.x.center, outer.y.center)
         except BadInputError:
             continue
         halo = max(halo, choose_halo_width(torch.from_numpy(kernel)))
     return halo
+
+
+def _may_reach(mapping: PixelMapping, detector: Box, region: Box) -> bool:
+    """Return `False` where a detector certainly lies beside a part of the tract."""
+    x, y = np.meshgrid(
+        np.linspace(detector.x.min, detector.x.max, 5), np.linspace(detector.y.min, detector.y.max, 5)
+    )
+    on_tract = mapping.inverse(x.ravel(), y.ravel())
+    return all(
+        # Where a mapping fails, what looks closer will say so.
+        not (values.max() < interval.start - 1 or values.min() > interval.stop)
+        for values, interval in zip(on_tract, (region.x, region.y), strict=True)
+    )
 
 
 @dataclasses.dataclass
