@@ -18,9 +18,6 @@ import torch
 
 from lsst.latent_coadds.restoration import (
     ExposureStack,
-    ImageMMSettings,
-    convolve,
-    remaining_kernel,
     restore,
 )
 
@@ -138,23 +135,23 @@ def matched_flux(image: np.ndarray, x: float, y: float, fwhm: float = 2.0) -> fl
     return float((image * model).sum() * model.sum() / (model**2).sum())
 
 
-@pytest.mark.parametrize("phase", [(0.0, 0.0), (0.25, 0.0), (0.5, 0.5)])
-def test_attached_psf_fits_stars_wherever_they_lie(phase: tuple[float, float]) -> None:
-    x, y = 40.0 + phase[0], 40.0 + phase[1]
+def test_attached_psf_fits_stars_wherever_they_lie() -> None:
+    size, pitch = 156, 36
+    places = [(24 + pitch * i + i / 4, 24 + pitch * j + j / 4) for i in range(4) for j in range(4)]
     image, stamps = [], []
     for fwhm in (0.5, 0.65, 0.8):
-        psf = galsim.Moffat(beta=3.5, fwhm=fwhm).withFlux(1e5)
-        plane = galsim.ImageD(81, 81, scale=SCALE)
-        image.append(psf.drawImage(plane, center=galsim.PositionD(x + 1, y + 1)).array)
-        stamps.append(psf.drawImage(nx=61, ny=61, scale=SCALE).array.astype(float))
-    ones = np.ones((3, 81, 81))
+        psf = galsim.Moffat(beta=3.5, fwhm=fwhm)
+        plane = galsim.ImageD(size, size, scale=SCALE)
+        for x, y in places:
+            bounds = galsim.BoundsI(int(x) - 22, int(x) + 24, int(y) - 22, int(y) + 24) & plane.bounds
+            stamp = galsim.ImageD(bounds, scale=SCALE)
+            psf.withFlux(1e4).drawImage(stamp, center=galsim.PositionD(x + 1, y + 1))
+            plane[bounds] += stamp
+        image.append(plane.array)
+        stamps.append(psf.drawImage(nx=41, ny=41, scale=SCALE).array.astype(float))
+    ones = np.ones((3, size, size))
     result = restore(ExposureStack(np.stack(image), ones, ones > 0, np.stack(stamps)), n_realizations=0)
-    expected = 1.0
-    if phase == (0.5, 0.5):
-        # Nothing non-negative is narrower there than four equal pixels, which is a little too wide.
-        points = torch.zeros(81, 81, dtype=torch.float64)
-        points[40:42, 40:42] = 0.25
-        spread = 2.35482 * ImageMMSettings().pixel_spread ** 0.5
-        expected = matched_flux(convolve(points, remaining_kernel(2.0, spread)).numpy(), x, y)
-        assert expected > 0.94
-    assert matched_flux(result.image.numpy(), x, y) == pytest.approx(1e5 * expected, rel=0.015)
+    fluxes = np.array([matched_flux(result.image.numpy(), x, y) for x, y in places]) / 1e4
+    # Nothing non-negative is as narrow half-way between pixels as on one.
+    assert abs(fluxes.mean() - 1.0) < 0.01
+    assert abs(fluxes - 1.0).max() < 0.04

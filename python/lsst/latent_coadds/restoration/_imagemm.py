@@ -45,6 +45,12 @@ from ._uncertainty import realize_noise, smooth_variance
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
 
+_SHARED_VARIANCE = 0.02
+"""By how much the variance (latent px^2 per axis) of a star in a non-negative
+image exceeds that of s, on average over its places in a pixel: sampled, s has
+less than the 0.25 that a star half-way between two pixels must have.
+"""
+
 
 def restore_imagemm(
     stack: ExposureStack,
@@ -76,8 +82,8 @@ def restore_imagemm(
     *Accelerated form.* The model of an exposure with PSF f is
     ``(f / s) * h`` with h >= 0, where s is a Gaussian with a variance of
     ``pixel_spread`` and ``/`` is a regularised division of transforms. The
-    result is ``h * c``, where the Gaussian c is such that ``s * c`` is the
-    target PSF. So nothing in the result is narrower than c, and a star that
+    result is ``h * c``, where c is such that a star in h, which has a width of
+    s, gets the target PSF. So nothing in the result is narrower than c, and a star that
     h has to divide between neighbouring pixels is no wider than the target.
     h itself is the sum of points and of Gaussians of ``smooth_scale``, where
     points have a small price, so that galaxies are not broken into points.
@@ -180,12 +186,17 @@ def stamp_size(stack: ExposureStack, target_fwhm: float) -> int:
 
 
 def split_target(settings: ImageMMSettings | AstroClearNetSettings) -> tuple[float, torch.Tensor]:
-    """Return the FWHM of s, and c (see `restore_imagemm`)."""
+    """Return the FWHM of s, and c (see `restore_imagemm`).
+
+    What c completes is not s itself but the mean image of bright stars in h,
+    which is a little wider; so a fit of the target PSF finds their flux.
+    """
     target = settings.target_fwhm
     spread = FWHM_PER_SIGMA * math.sqrt(settings.pixel_spread)
     if target <= spread:
         return target, gaussian_kernel(0.0, 1)
-    return spread, remaining_kernel(target, spread)
+    seen = FWHM_PER_SIGMA * math.sqrt(settings.pixel_spread + _SHARED_VARIANCE)
+    return spread, remaining_kernel(target, min(seen, target))
 
 
 def make_operator(stack: ExposureStack, spread: float, scale: float) -> ConvolutionOperator:
