@@ -8,6 +8,7 @@
 
 """Between Butler datasets and plain arrays."""
 
+from ._calibration_table import *
 from ._cell_coadd_warp_reader import *
 from ._coadd import *
 from ._coadd_planes import *

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from astropy.table import Table
 
 from lsst.daf.butler import DeferredDatasetHandle
 from lsst.pipe.base import (
@@ -43,8 +44,9 @@ from ..adapters import (
     make_exposure_f,
     make_n_image,
     parse_oversampling,
+    read_calibration_table,
 )
-from ..restoration import find_devices, hold_device
+from ..restoration import CalibrationSettings, find_devices, hold_device
 from ._config import BuildLatentCoaddConfig
 from ._metrics import MetricsRecorder
 from ._open_exposures import ExposureOpener
@@ -100,6 +102,7 @@ class BuildLatentCoaddTask(PipelineTask):
                 patch=inputs.patch,
                 band=inputs.band,
                 rejected=inputs.rejected,
+                known_calibration=inputs.known_calibration,
                 max_memory=choose_max_memory(self.config.max_memory, butlerQC.resources, self.log),
             )
         except UnusableInputsError as error:
@@ -144,6 +147,11 @@ class BuildLatentCoaddTask(PipelineTask):
             band=str(data_id["band"]),
             rejected=rejected,
             n_offered=len(handles),
+            known_calibration=(
+                butlerQC.get(inputRefs.known_calibration)
+                if self.config.exposure_calibration == "read"
+                else None
+            ),
             unselected_visits=sorted(opener.unselected_visits),
         )
 
@@ -188,6 +196,7 @@ class BuildLatentCoaddTask(PipelineTask):
         band: str,
         rejected: Sequence[BadInputError] = (),
         max_memory: float | None = None,
+        known_calibration: Table | None = None,
     ) -> Struct:
         """Restore a patch.
 
@@ -204,14 +213,19 @@ class BuildLatentCoaddTask(PipelineTask):
         max_memory : `float`, optional
             Memory that the process should stay below, in GiB; by default as
             configured.
+        known_calibration : `astropy.table.Table`, optional
+            What was learned about the exposures before; see
+            `~lsst.latent_coadds.adapters.read_calibration_table`.
 
         Returns
         -------
         result : `lsst.pipe.base.Struct`
             ``latent_coadd`` (`lsst.images.cells.CellCoadd`, or
             `lsst.afw.image.ExposureF` if so configured),
-            ``latent_coadd_n_image`` (`lsst.images.Image`) and
-            ``latent_coadd_metrics`` (`dict`).
+            ``latent_coadd_n_image`` (`lsst.images.Image`),
+            ``latent_coadd_metrics`` (`dict`), and
+            ``latent_coadd_calibration`` (`astropy.table.Table`) if the
+            exposures are calibrated.
 
         Raises
         ------
@@ -229,6 +243,9 @@ class BuildLatentCoaddTask(PipelineTask):
         patch = patch.refined(parse_oversampling(self.config.oversampling))
         exposures = self._select(exposures, metrics)
         settings = self._settings(exposures, patch, max_memory)
+        if known_calibration is not None:
+            learned = read_calibration_table(known_calibration, exposures)
+            settings = dataclasses.replace(settings, learned=learned)
         n_threads = torch.get_num_threads()
         metrics.describe_plan(max_memory=settings.max_memory, n_threads=n_threads)
         self.log.info("Planning for %.2f GiB and %d thread(s)", settings.max_memory, n_threads)
@@ -250,7 +267,15 @@ class BuildLatentCoaddTask(PipelineTask):
                 "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
                 *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
             )
-            result = restore_patch(prepared, patch, self.restorer, settings, metrics, _LogReporter(self.log))
+            result = restore_patch(
+                prepared,
+                patch,
+                self.restorer,
+                settings,
+                metrics,
+                _LogReporter(self.log),
+                self._calibration_settings(),
+            )
         if not result.planes.n_image.any():
             # The good pixels are all in the halo, beyond the patch.
             for exposure in prepared:
@@ -280,7 +305,15 @@ class BuildLatentCoaddTask(PipelineTask):
             oversampling=str(patch.oversampling),
         )
         self._record(described)
-        return Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
+        outputs = Struct(latent_coadd=coadd, latent_coadd_n_image=n_image, latent_coadd_metrics=described)
+        if result.calibration is not None:
+            outputs.latent_coadd_calibration = result.calibration
+        return outputs
+
+    def _calibration_settings(self) -> CalibrationSettings | None:
+        if self.config.exposure_calibration != "learn":
+            return None
+        return CalibrationSettings(**self.config.calibration.toDict())
 
     def _select(self, exposures: Sequence[ExposureReader], metrics: MetricsRecorder) -> list[ExposureReader]:
         """Leave out the exposures that are beyond the limits."""

@@ -12,10 +12,19 @@ __all__ = ("BuildLatentCoaddConfig",)
 
 from typing import Any
 
-from lsst.pex.config import ChoiceField, DictField, Field, FieldValidationError, ListField, RangeField
+from lsst.pex.config import (
+    ChoiceField,
+    ConfigField,
+    DictField,
+    Field,
+    FieldValidationError,
+    ListField,
+    RangeField,
+)
 from lsst.pipe.base import PipelineTaskConfig
 
 from ..adapters import BAD_MASK_PLANES, parse_oversampling
+from ._calibrate_patch import CalibrationConfig
 from ._connections import BuildLatentCoaddConnections
 from ._fraction_field import FractionField
 from ._restorers import RestorerField, restorer_registry
@@ -149,6 +158,20 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
         default={},
     )
     exclude_detectors = ListField[int](doc="Detectors that are never used.", default=[])
+    exposure_calibration = ChoiceField[str](
+        doc="Whether PSFs, flux scales, registrations and backgrounds of the exposures are corrected.",
+        allowed={
+            "off": "they are right",
+            "learn": "they are learned together with the sky, and written as a dataset; see calibration",
+            "read": "such a dataset is read",
+        },
+        default="off",
+        optional=False,
+    )
+    calibration: Any = ConfigField(
+        dtype=CalibrationConfig,
+        doc="What is learned if exposure_calibration is 'learn', and with which priors.",
+    )
     bad_mask_planes = ListField[str](
         doc="Mask planes of the calexps whose pixels are not used.", default=list(BAD_MASK_PLANES)
     )
@@ -296,6 +319,12 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
                         "Only ExposureF inputs are calibrated anew; set input_storage_class to 'ExposureF'.",
                     )
         self._validate_input_kind()
+        if self.exposure_calibration != "off" and self.restorer.name == "direct":
+            raise FieldValidationError(
+                type(self).exposure_calibration,
+                self,
+                "The plain coadd has the PSFs of the pipeline; choose a restorer that models the exposures.",
+            )
         if not self.bad_mask_planes:
             raise FieldValidationError(
                 type(self).bad_mask_planes, self, "Without a bad mask plane, saturated pixels would be used."

@@ -29,6 +29,7 @@ class BuildLatentCoaddConnections(
         "visit_summary_name": "finalVisitSummary",
         "visit_selection_name": "deepCoaddVisits",
         "output_name": "latent_coadd",
+        "calibration_name": "latent_coadd_calibration",
     },
 ):
     """Datasets of `BuildLatentCoaddTask`."""
@@ -86,6 +87,12 @@ class BuildLatentCoaddConnections(
         dimensions=("instrument", "skymap", "tract", "patch", "band"),
         multiple=True,
     )
+    known_calibration = connectionTypes.Input(
+        doc="What was learned about the exposures before.",
+        name="{calibration_name}",
+        storageClass="ArrowAstropy",
+        dimensions=("skymap", "tract", "patch", "band"),
+    )
     latent_coadd = connectionTypes.Output(
         doc="The restored patch, with its variance, mask, PSF and provenance.",
         name="{output_name}",
@@ -102,6 +109,12 @@ class BuildLatentCoaddConnections(
         doc="Residuals, iterations, flux closure, timings and rejected inputs.",
         name="{output_name}_metrics",
         storageClass="StructuredDataDict",
+        dimensions=("skymap", "tract", "patch", "band"),
+    )
+    latent_coadd_calibration = connectionTypes.Output(
+        doc="What was learned about the exposures: PSFs, flux scales, shifts and backgrounds.",
+        name="{output_name}_calibration",
+        storageClass="ArrowAstropy",
         dimensions=("skymap", "tract", "patch", "band"),
     )
 
@@ -121,6 +134,8 @@ class BuildLatentCoaddConnections(
             ("sky_corrections", config.subtract_sky_correction),
             ("backgrounds", config.restore_background),
             ("visit_selection", config.use_visit_selection),
+            ("known_calibration", config.exposure_calibration == "read"),
+            ("latent_coadd_calibration", config.exposure_calibration == "learn"),
         ):
             if not used:
                 delattr(self, name)

@@ -20,6 +20,7 @@ import torch
 from lsst.images import Box
 
 from ..adapters import PatchExposure, PatchGrid, Tile, stack_tile
+from ..restoration import ExposureCalibration
 from ._tile_plan import TilePlan
 
 
@@ -46,6 +47,7 @@ class RestorePatchSettings:
     initial_weights: str | None
     seed: int
     device: str
+    learned: ExposureCalibration | None = None
 
     def plan(self, exposures: Sequence[PatchExposure], patch: PatchGrid) -> TilePlan:
         """Return how to divide a patch."""
@@ -68,8 +70,8 @@ class RestorePatchSettings:
         return torch.Generator().manual_seed(int(state >> np.uint64(1)))
 
     def stack(self, exposures: Sequence[PatchExposure], inner: Box) -> Tile | None:
-        """Return the exposures of a tile."""
-        return stack_tile(
+        """Return the exposures of a tile, calibrated with what was learned."""
+        tile = stack_tile(
             exposures,
             inner,
             self.halo,
@@ -77,6 +79,9 @@ class RestorePatchSettings:
             psf_degree=self.psf_degree,
             edge_width=self.warping_order,
         )
+        if tile is None or self.learned is None:
+            return tile
+        return dataclasses.replace(tile, stack=self.learned.apply(tile.stack))
 
 
 class Reporter(Protocol):

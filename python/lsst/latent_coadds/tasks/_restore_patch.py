@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from astropy.table import Table
 
 from lsst.images.cells import CellGrid
 
@@ -29,7 +30,8 @@ from ..adapters import (
     to_box,
     to_window,
 )
-from ..restoration import RemainingTime, Window, stream_windows
+from ..restoration import CalibrationSettings, RemainingTime, Window, stream_windows
+from ._calibrate_patch import calibrate_patch
 from ._fill import fill_planes, mark_inexact_psf
 from ._metrics import MetricsRecorder
 from ._patch_settings import Reporter, RestorePatchSettings
@@ -53,11 +55,14 @@ class PatchResult:
         Weights of the exposures in the cells.
     psf : `numpy.ndarray`, (k, k), or `None`
         The PSF that was chosen, or `None` if it follows from the exposures.
+    calibration : `astropy.table.Table` or `None`
+        What was learned about the exposures, if that was asked for.
     """
 
     planes: PatchPlanes
     cells: CellAccumulator
     psf: np.ndarray | None
+    calibration: Table | None = None
 
 
 def prepare_exposures(
@@ -117,6 +122,7 @@ def restore_patch(
     settings: RestorePatchSettings,
     metrics: MetricsRecorder,
     report: Reporter,
+    calibration: CalibrationSettings | None = None,
 ) -> PatchResult:
     """Restore a patch tile by tile.
 
@@ -134,6 +140,8 @@ def restore_patch(
         Receives the figures of each tile.
     report : `Reporter`
         Where to say how the work goes.
+    calibration : `~lsst.latent_coadds.restoration.CalibrationSettings`, optional
+        What to learn about the exposures first.
 
     Returns
     -------
@@ -157,6 +165,11 @@ def restore_patch(
             "slow; allow more, or set tile_size."
         )
     metrics.describe_plan(tile_size=tile_size, halo=settings.halo)
+    if calibration is not None:
+        learned, result.calibration = calibrate_patch(
+            exposures, patch, settings, calibration, tile_size, metrics, report
+        )
+        settings = dataclasses.replace(settings, learned=learned)
     if restorer.trains_per_patch and (max(area.shape) > tile_size or settings.initial_weights):
         restorer = train_restorer(exposures, patch, restorer, settings, tile_size, metrics, report)
     remaining = RemainingTime(area.size)

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-__all__ = ("train_restorer",)
+__all__ = ("choose_crops", "train_restorer")
 
 import time
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ def _train_on_crops(
     whole: bool,
     report: Reporter,
 ) -> Restorer:
-    boxes = [patch.outer_bbox] if whole else _choose_crops(patch, settings, size)
+    boxes = [patch.outer_bbox] if whole else choose_crops(patch, settings, size)
     tiles = [tile for box in boxes if (tile := settings.stack(exposures, box)) is not None]
     if not tiles:
         return restorer
@@ -84,8 +84,8 @@ def _train_on_crops(
     )
 
 
-def _choose_crops(patch: PatchGrid, settings: RestorePatchSettings, size: int) -> list[Box]:
-    """Place the parts of the patch to train on."""
+def choose_crops(patch: PatchGrid, settings: RestorePatchSettings, size: int) -> list[Box]:
+    """Place the parts of the patch to learn from."""
     bbox = patch.outer_bbox
     rng = np.random.default_rng([settings.seed, patch.tract, patch.patch])
     height, width = (min(side, size) for side in bbox.shape)
