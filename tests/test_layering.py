@@ -31,6 +31,7 @@ ROOT = Path(lsst.latent_coadds.__file__).parent
 SUBPACKAGES = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
 
 ON_PYPI = (
+    "lsst.ctrl.bps",
     "lsst.ctrl.mpexec",
     "lsst.daf.butler",
     "lsst.images",
@@ -57,7 +58,10 @@ MAY_USE = {
     "repository": set(),
     # The truth of a simulation owes nothing to the code that it tests.
     "simulation": {"repository", "adapters"},
-    "importer": {"repository", "adapters", "simulation"},
+    "importer": {"repository", "adapters", "simulation", "legacy"},
+    "legacy": {"repository", "adapters"},
+    "workflow": {"adapters", "restoration", "tasks"},
+    "evaluation": {"adapters", "tasks", "qa", "restoration"},
 }
 """Which subpackages each may import besides itself; cli and tests may use all."""
 

@@ -49,7 +49,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "COPYRIGHT", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for name in ("python", "pipelines"):
+    for name in ("python", "pipelines", "bps"):
         skip = shutil.ignore_patterns("__pycache__", "*.egg-info", "version.py")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=skip)
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index"]
@@ -68,9 +68,11 @@ def test_wheel_carries_every_module_and_pipeline(installed: Path) -> None:
     package = "lsst/latent_coadds"
     for path in (ROOT / "python" / package).rglob("*.py"):
         assert (installed / path.relative_to(ROOT / "python")).exists() or path.name == "version.py"
-    pipelines = sorted(path.relative_to(ROOT) for path in (ROOT / "pipelines").rglob("*.yaml"))
-    assert Path("pipelines/latent_coadd.yaml") in pipelines
-    for path in pipelines:
+    definitions = sorted(
+        path.relative_to(ROOT) for name in ("pipelines", "bps") for path in (ROOT / name).rglob("*.yaml")
+    )
+    assert {Path("pipelines/latent_coadd.yaml"), Path("bps/parsl_local.yaml")} < set(definitions)
+    for path in definitions:
         assert (installed / package / "resources" / path).read_bytes() == (ROOT / path).read_bytes()
     assert (installed / package / "py.typed").exists()
 
@@ -163,5 +165,6 @@ def test_tree_builds_with_eups_too() -> None:
     assert "envPrepend(PYTHONPATH, ${PRODUCT_DIR}/python)" in table
     assert '"latent_coadds"' in (ROOT / "SConstruct").read_text()
     assert (ROOT / "tests" / "SConscript").exists()
-    link = ROOT / "python" / "lsst" / "latent_coadds" / "resources" / "pipelines"
-    assert link.resolve() == ROOT / "pipelines"
+    for name in ("pipelines", "bps"):
+        link = ROOT / "python" / "lsst" / "latent_coadds" / "resources" / name
+        assert link.resolve() == ROOT / name
