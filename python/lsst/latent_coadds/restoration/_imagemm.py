@@ -263,9 +263,9 @@ def make_correction(
     damping, sky_damping = settings.residual_damping, settings.sky_damping
     if damping <= 0.0:
         return None
+    coverage = covered_weight(quadratic, fidelity)
     if sky_damping in (0.0, damping):
-        return ResidualCorrection(quadratic, spread, damping)
-    coverage = covered_weight(quadratic.operator, fidelity)
+        return ResidualCorrection(quadratic, spread, damping, coverage)
     return AdaptiveCorrection(quadratic, spread, damping, sky_damping, coverage)
 
 

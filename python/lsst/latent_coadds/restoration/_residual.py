@@ -18,13 +18,15 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
-from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic
 
 _SIGNIFICANCE = (2.0, 3.0)
 """Peaks of the matched filter begin to count as sources at the first of these
 (in sigma), and do so fully from the second on.
 """
+
+_LEAST_SHARE = 0.1
+"""Where data have a smaller share of the weight, what they miss is not made up in full."""
 
 _EDGE = 4.0
 """Width in pixels over which the surroundings of a source end."""
@@ -48,14 +50,28 @@ class ResidualCorrection:
     damping : `float`
         Response, relative to that at zero frequency, at which the estimate
         falls to one half.
+    coverage : `torch.Tensor`, shape ``latent_shape``, optional
+        As returned by `covered_weight`; 1 by default.
 
     Notes
     -----
+    Where detectors cover a part, data have a share c of the weight that B
+    counts on, and the residual is projected back with c: `correct` divides
+    by it.
+
     With B the summed power of the PSFs (times weights), the estimate is the
     back-projected residual times ``B / (B^2 + damping^2 B(0)^2)``.
     """
 
-    def __init__(self, quadratic: NonNegativeQuadratic, spread: float, damping: float) -> None:
+    def __init__(
+        self,
+        quadratic: NonNegativeQuadratic,
+        spread: float,
+        damping: float,
+        coverage: torch.Tensor | None = None,
+    ) -> None:
+        self._operator = quadratic.operator
+        self._share = None if coverage is None else coverage.clamp_min(_LEAST_SHARE)
         shape = quadratic.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
@@ -86,7 +102,10 @@ class ResidualCorrection:
         transform, gradient : `torch.Tensor`
             Padded transforms of the latent image and of the gradient there.
         """
-        return transform + self.apply(gradient)
+        if self._share is None:
+            return transform + self.apply(gradient)
+        missed = self._operator.untransform(self.apply(gradient)) / self._share
+        return transform + self._operator.transform(missed)
 
 
 class AdaptiveCorrection:
@@ -105,7 +124,7 @@ class AdaptiveCorrection:
     damping, sky_damping : `float`
         As for `ResidualCorrection`: around sources, and elsewhere.
     coverage : `torch.Tensor`, shape ``latent_shape``
-        Weight of the data near each pixel, over that with all exposures.
+        As returned by `covered_weight`.
 
     Notes
     -----
@@ -129,6 +148,7 @@ class AdaptiveCorrection:
         self._near = ResidualCorrection(quadratic, spread, damping)
         self._far = ResidualCorrection(quadratic, spread, sky_damping)
         square = value_at_origin(self._curvature, self._operator.fft_shape)
+        self._share = coverage.clamp_min(_LEAST_SHARE)
         self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
         self._disc = self._make_disc(float(self._curvature[0, 0] / square))
 
@@ -168,20 +188,34 @@ class AdaptiveCorrection:
         transform, gradient : `torch.Tensor`
             Padded transforms of the latent image and of the gradient there.
         """
-        far = self._far.apply(gradient)
-        more = self._operator.untransform(self._near.apply(gradient) - far)
-        more *= self.surroundings(transform, gradient)
-        return transform + far + self._operator.transform(more)
+        far = self._operator.untransform(self._far.apply(gradient))
+        near = self._operator.untransform(self._near.apply(gradient))
+        missed = (far + self.surroundings(transform, gradient) * (near - far)) / self._share
+        return transform + self._operator.transform(missed)
 
 
-def covered_weight(operator: ConvolutionOperator, fidelity: HuberFidelity) -> torch.Tensor:
-    """Return the weight of the data near each latent pixel, over the largest."""
+def covered_weight(quadratic: NonNegativeQuadratic, fidelity: HuberFidelity) -> torch.Tensor:
+    """Return the share of the curvature that the data near each latent pixel have.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The curvature with the weights of all exposures everywhere.
+    fidelity : `HuberFidelity`
+        The data.
+
+    Returns
+    -------
+    share : `torch.Tensor`, shape ``latent_shape``
+        1 where every exposure has good pixels of its typical variance.
+    """
+    operator = quadratic.operator
+    gains = operator.gains[:, None, None].to(fidelity.inverse_sigma)
     total: torch.Tensor | float = 0.0
     for which in operator.chunks():
-        total = total + operator.back_project(fidelity.inverse_sigma[which] ** 2, which)
+        total = total + operator.back_project(gains[which] * fidelity.inverse_sigma[which] ** 2, which)
     assert isinstance(total, torch.Tensor)
-    weight = operator.untransform(operator.lower(total))
-    return weight / weight.max()
+    return operator.untransform(operator.lower(total)) / float(quadratic.curvature[0, 0])
 
 
 def _smooth_step(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
