@@ -17,6 +17,7 @@ from ._exposure_calibration import *
 from ._fidelity import *
 from ._frames import *
 from ._imagemm import *
+from ._interval import *
 from ._kernels import *
 from ._memory import *
 from ._operators import *
