@@ -37,6 +37,16 @@ _LARGEST_CHI2 = 2.0
 vary, move, or be hit by a cosmic ray.
 """
 
+_STAR_SCATTER = (0.005, 0.003, 0.003, 0.01, 0.01, 0.005)
+"""Scatter (rms) of each parameter among the stars of an exposure besides their
+noise: colours, variability, proper motions, errors of PSF models.
+"""
+
+_LARGEST_DEVIATION = 4.0
+"""Mean squared deviation of a star in an exposure, in units of noise and that
+scatter, from which on it counts less than half.
+"""
+
 _ALIKE = ([0], [1, 2], [3, 4], [5])
 """Parameters that share a prior."""
 
@@ -77,6 +87,36 @@ class StarStamps:
     area: torch.Tensor
     image: torch.Tensor
     weight: torch.Tensor
+
+
+def _temper(gram: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return normal matrices and slopes of stars that do not all tell the same.
+
+    Parameters
+    ----------
+    gram : `torch.Tensor`, shape (T, S, 6, 6)
+        Normal matrix G of each star in each exposure.
+    slope : `torch.Tensor`, shape (T, S, 6)
+        Its slope b.
+
+    Notes
+    -----
+    With offsets of their own, of covariance C, the matrix of a star becomes
+    ``(G^-1 + C)^-1`` and its slope ``(1 + G C)^-1 b``: however bright it is,
+    one star does not decide. One that deviates by more (it moves, it varies)
+    gets a smaller weight.
+    """
+    scatter = torch.diag(gram.new_tensor(_STAR_SCATTER) ** 2)
+    unit = torch.eye(_N, dtype=gram.dtype, device=gram.device)
+    mixed = unit + gram @ scatter
+    gram_after = torch.linalg.solve(mixed, gram)
+    slope_after = torch.linalg.solve(mixed, slope[..., None])[..., 0]
+    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-30)
+    own = torch.linalg.solve(gram + torch.diag_embed(1e-6 * scale), slope[..., None])[..., 0]
+    deviation = (own * slope_after).sum(dim=-1) / _N
+    weight = 1.0 / (1.0 + deviation.clamp_min(0.0) / _LARGEST_DEVIATION)
+    gram_after = 0.5 * (gram_after + gram_after.transpose(-1, -2))
+    return weight[..., None, None] * gram_after, weight[..., None] * slope_after
 
 
 def initial_stars(places: torch.Tensor) -> torch.Tensor:
@@ -229,7 +269,7 @@ class StarFit:
             Whether to fit sources alone.
         """
         for _ in range(n_steps):
-            gram, slope = self.evaluate()
+            gram, slope = _temper(*self.evaluate())
             self._step(gram, slope, points=points, hold_exposures=hold_exposures)
 
     def narrow_prior(self) -> None:
