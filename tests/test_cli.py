@@ -28,11 +28,11 @@ def runner() -> CliRunner:
 def test_help_names_every_command(runner: CliRunner) -> None:
     result = runner.invoke(main, ["--help"])
     assert result.exit_code == 0
-    for name in ("demo", "import", "simulate"):
+    for name in ("demo", "evaluate", "import", "report", "simulate"):
         assert f"  {name} " in result.output
 
 
-@pytest.mark.parametrize("name", ["demo", "import", "simulate"])
+@pytest.mark.parametrize("name", ["demo", "evaluate", "import", "report", "simulate"])
 def test_help_of_each_command(runner: CliRunner, name: str) -> None:
     result = runner.invoke(main, [name, "--help"])
     assert result.exit_code == 0
