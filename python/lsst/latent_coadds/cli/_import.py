@@ -27,7 +27,7 @@ _SOURCES = {
     "variance": "Variance plane: an HDU of the image's file, or PATH[HDU]; {dir} and {stem} are the image's.",
     "weight": "Inverse variance, 0 where bad, in the same way.",
     "mask": "Mask, in the same way; everything but 0 is bad unless the manifest has mask_bits.",
-    "psf": "Stamp of the PSF, odd-sized, in the same way.",
+    "psf": "Stamp of the PSF, odd-sized, in the same way; stars: fit one, whatever the file has.",
     "wcs": "File or HDU whose header has the WCS to use instead of the image's.",
 }
 _QUANTITIES = {
@@ -129,11 +129,12 @@ def command(
     replace: bool,
     **options: Any,
 ) -> None:
-    """Put plain FITS exposures into the Butler repository REPO.
+    """Put FITS exposures into the Butler repository REPO.
 
     Each of FILES, or of the exposures in a manifest, becomes a calexp with
     a variance, a mask and a PSF model, on the flux scale and astrometry of
-    a reference exposure.  The report is printed, and kept as ECSV in REPO.
+    a reference exposure.  Calexps that afw wrote are recognized, and bring
+    all of these.  The report is printed, and kept as ECSV in REPO.
     """
     given = {key: value for key, value in options.items() if value is not None}
     names = set(ImportSettings.__dataclass_fields__)

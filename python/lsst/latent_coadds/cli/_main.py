@@ -17,7 +17,7 @@ import click
 _COMMANDS = {
     "demo": ("._demo", "Simulate exposures, restore them, and compare with the truth."),
     "evaluate": ("._evaluate", "Inject sources of known flux, and say what becomes of them."),
-    "import": ("._import", "Put plain FITS exposures into a Butler repository."),
+    "import": ("._import", "Put FITS exposures into a Butler repository."),
     "report": ("._pages", "Make HTML pages of a run's analysis."),
     "simulate": ("._simulate", "Make a Butler repository of simulated exposures."),
 }

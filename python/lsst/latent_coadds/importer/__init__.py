@@ -5,22 +5,26 @@
 # for details of code ownership.
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Plain FITS exposures into a Butler repository.
+"""FITS exposures into a Butler repository.
 
 Exposures that did not come from the LSST pipelines are read with whatever
 they bring, completed with a variance, a mask and a PSF model, put on one
-flux scale and one astrometry, and written as ``calexp`` datasets.
+flux scale and one astrometry, and written as ``calexp`` datasets. Detector
+images that afw wrote bring all of that themselves.
 """
 
 from ._background import *
 from ._calibration import *
+from ._candidates import *
 from ._constant import *
 from ._cosmic_rays import *
 from ._errors import *
 from ._exposure import *
 from ._identity import *
 from ._import import *
+from ._legacy import *
 from ._manifest import *
+from ._mask import *
 from ._prepare import *
 from ._projection import *
 from ._psf import *

@@ -7,7 +7,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-__all__ = ("PlainExposure", "read_exposure", "read_header", "read_wcs")
+__all__ = ("PlainExposure", "read_exposure", "read_header", "read_psf_stamp", "read_wcs")
 
 import dataclasses
 import warnings
@@ -21,7 +21,8 @@ from ._constant import constant_areas
 from ._errors import BadExposureError
 from ._identity import Identity, celestial_wcs, read_identity, resolve_number
 from ._manifest import ExposureSpec, PixelSource
-from ._psf import psf_from_stamp
+from ._mask import excluded_pixels
+from ._psf import PsfFit, psf_from_stamp
 
 
 @dataclasses.dataclass
@@ -51,6 +52,8 @@ class PlainExposure:
     zero_point, gain, read_noise, sky, saturation : `float` or `None`
         AB magnitude of one count, electrons per count, electrons, counts,
         counts of the image after the sky was subtracted.
+    psf : `PsfFit`, optional
+        PSF model that came with it.
     """
 
     spec: ExposureSpec
@@ -67,6 +70,7 @@ class PlainExposure:
     read_noise: float | None
     sky: float | None
     saturation: float | None
+    psf: PsfFit | None = None
 
     @property
     def name(self) -> str:
@@ -76,10 +80,7 @@ class PlainExposure:
     @property
     def bad(self) -> np.ndarray:
         """Pixels that any mask plane excludes, boolean ``(H, W)`` (`numpy.ndarray`)."""
-        result = np.zeros(self.image.shape, dtype=bool)
-        for plane in self.mask.values():
-            result |= plane
-        return result
+        return excluded_pixels(self.mask, self.image.shape)
 
 
 def _read_hdu(source: PixelSource, name: str, what: str) -> tuple[np.ndarray | None, fits.Header]:
@@ -229,7 +230,7 @@ def read_exposure(spec: ExposureSpec) -> PlainExposure:
         mask=planes,
         has_mask=has_mask,
         wcs=read_wcs(spec, header),
-        psf_stamp=_read_stamp(spec, shape),
+        psf_stamp=read_psf_stamp(spec, shape),
         zero_point=resolve_number(spec, header, "zero_point"),
         gain=resolve_number(spec, header, "gain"),
         read_noise=resolve_number(spec, header, "read_noise"),
@@ -246,7 +247,28 @@ def _saturation(spec: ExposureSpec, header: fits.Header) -> float | None:
     return level - (resolve_number(spec, header, "sky") or 0.0)
 
 
-def _read_stamp(spec: ExposureSpec, shape: tuple[int, int]) -> np.ndarray | None:
+def read_psf_stamp(spec: ExposureSpec, shape: tuple[int, int]) -> np.ndarray | None:
+    """Read the stamp of the PSF that a specification names.
+
+    Parameters
+    ----------
+    spec : `ExposureSpec`
+        The exposure; with ``psf='stars'``, a PSF is fitted to stars.
+    shape : `tuple` [`int`, `int`]
+        Height and width of its image.
+
+    Returns
+    -------
+    stamp : `numpy.ndarray` or `None`
+        `None` if it names none.
+
+    Raises
+    ------
+    BadExposureError
+        Raised if the stamp cannot be used.
+    """
+    if spec.psf == "stars":
+        return None
     stamp = _read_plane(spec, "psf", shape)
     if stamp is None:
         return None

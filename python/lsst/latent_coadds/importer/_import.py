@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from astropy.table import Table
-from astropy.wcs import WCS
 
 from lsst.daf.butler import Butler, MissingCollectionError
 from lsst.images import Box
@@ -36,12 +35,11 @@ from ..repository import (
     register_sky_map,
     register_visit,
 )
+from ._candidates import Candidate, check_distinct, choose_reference, identify_exposures, read_any_exposure
 from ._errors import BadExposureError, ManifestError
-from ._exposure import read_exposure, read_header, read_wcs
-from ._identity import Identity, read_identity
 from ._manifest import ExposureSpec
 from ._prepare import PreparedExposure, prepare_exposure
-from ._report import earlier_reference, merge_report, report_path
+from ._report import merge_report, report_path
 from ._settings import ImportSettings
 from ._tract import cover_exposures
 
@@ -74,14 +72,6 @@ class ImportResult:
     collections: tuple[str, ...]
     tract: int
     n_patches: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Candidate:
-    spec: ExposureSpec
-    identity: Identity
-    wcs: WCS
-    shape: tuple[int, int]
 
 
 def import_exposures(
@@ -130,11 +120,11 @@ def import_exposures(
     settings = settings or ImportSettings()
     tell = progress or _LOG.info
     failures: dict[str, str] = {}
-    candidates = _identify(specs, failures)
+    candidates = identify_exposures(specs, failures)
     path = report_path(repo, settings.run)
-    first = _choose_reference(candidates, settings, failures, path)
-    _check_distinct(candidates)
-    reference = prepare_exposure(read_exposure(first.spec), settings)
+    first = choose_reference(candidates, settings, failures, path)
+    check_distinct(candidates)
+    reference = prepare_exposure(read_any_exposure(first.spec), settings)
     butler = make_or_open(repo)
     try:
         ordered = [first, *(c for c in candidates if c is not first)]
@@ -161,67 +151,8 @@ def _line(row: dict[str, Any], failures: dict[str, str]) -> str:
     )
 
 
-def _identify(specs: Sequence[ExposureSpec], failures: dict[str, str]) -> list[_Candidate]:
-    """Read all headers first, so that what can be told early is."""
-    if not specs:
-        raise ManifestError("There are no exposures to import.")
-    candidates = []
-    for spec in specs:
-        try:
-            header, shape = read_header(spec)
-            candidates.append(_Candidate(spec, read_identity(spec, header), read_wcs(spec, header), shape))
-        except BadExposureError as e:
-            failures[spec.name] = str(e)
-    return candidates
-
-
-def _choose_reference(
-    candidates: list[_Candidate], settings: ImportSettings, failures: dict[str, str], path: Path
-) -> _Candidate:
-    if not candidates:
-        raise BadExposureError("no exposure can be used", "; ".join(failures.values()))
-    earlier = earlier_reference(path)
-    if earlier is not None and "apply" in (settings.flux_scale, settings.registration):
-        name, *identity = earlier
-        for candidate in candidates:
-            same = [candidate.identity.visit, candidate.identity.detector] == identity
-            if same and settings.reference in ("", candidate.spec.name):
-                return candidate
-        raise ManifestError(
-            f"The exposures of the run {settings.run!r} are calibrated against {name!r} (visit "
-            f"{identity[0]}, detector {identity[1]}). List its file again with the new ones and let it be "
-            "the reference: it is not written again. Otherwise give another run."
-        )
-    if not settings.reference:
-        return candidates[0]
-    for candidate in candidates:
-        if candidate.spec.name == settings.reference:
-            return candidate
-    if settings.reference in failures:
-        raise BadExposureError("the reference cannot be used", failures[settings.reference])
-    raise ManifestError(
-        f"The reference {settings.reference!r} is none of the exposures "
-        f"{[c.spec.name for c in candidates]}; give one of their names."
-    )
-
-
-def _check_distinct(candidates: list[_Candidate]) -> None:
-    seen: dict[Any, str] = {}
-    for candidate in candidates:
-        name, identity = candidate.spec.name, candidate.identity
-        for key in (f"visit {identity.visit}, detector {identity.detector}", f"called {name}"):
-            if key in seen:
-                raise BadExposureError(
-                    name,
-                    f"{seen[key]} is {key} as well. If the header's date {identity.begin.isot} is wrong, "
-                    "give each exposure its own: set DATE-OBS in the manifest, or give date (and "
-                    "date_format), visit, detector or name.",
-                )
-            seen[key] = name
-
-
 def _register(
-    butler: Butler, candidates: list[_Candidate], settings: ImportSettings
+    butler: Butler, candidates: list[Candidate], settings: ImportSettings
 ) -> tuple[int, frozenset[str]]:
     """Register instrument and sky map; the first candidate is the reference.
 
@@ -251,7 +182,7 @@ def _register(
     return sum(len(tract.patches) for tract in geometry.tracts.values()), frozenset()
 
 
-def _outside(sky_map: SkyMapGeometry, candidates: list[_Candidate]) -> frozenset[str]:
+def _outside(sky_map: SkyMapGeometry, candidates: list[Candidate]) -> frozenset[str]:
     """Names of the exposures that no tract overlaps; not all may be."""
     names = set()
     tracts = [tract.region() for tract in sky_map.tracts.values()]
@@ -267,7 +198,7 @@ def _outside(sky_map: SkyMapGeometry, candidates: list[_Candidate]) -> frozenset
     )
 
 
-def _is_present(butler: Butler, candidate: _Candidate, settings: ImportSettings) -> bool:
+def _is_present(butler: Butler, candidate: Candidate, settings: ImportSettings) -> bool:
     if not list(butler.registry.queryDatasetTypes(CALEXP)):
         return False
     identity = candidate.identity
@@ -286,7 +217,7 @@ def _is_present(butler: Butler, candidate: _Candidate, settings: ImportSettings)
 
 def _import_one(
     butler: Butler,
-    candidate: _Candidate,
+    candidate: Candidate,
     reference: PreparedExposure,
     settings: ImportSettings,
     failures: dict[str, str],
@@ -307,7 +238,7 @@ def _import_one(
         if candidate.spec is reference.exposure.spec:
             prepared = reference
         else:
-            prepared = prepare_exposure(read_exposure(candidate.spec), settings, reference)
+            prepared = prepare_exposure(read_any_exposure(candidate.spec), settings, reference)
         _check_calibration(prepared, reference, settings)
         _write(butler, prepared, settings)
     except BadExposureError as e:

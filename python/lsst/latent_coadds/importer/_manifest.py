@@ -96,7 +96,8 @@ class ExposureSpec:
         HDU of the image; by default the first one with an image.
     variance, weight, mask, psf : `str` or `int`, optional
         Sources as `PixelSource.parse` reads them. A weight is an inverse
-        variance, 0 where a pixel is bad.
+        variance, 0 where a pixel is bad. The PSF can also be ``stars``: it
+        is fitted to stars then, whatever the file has.
     wcs : `str` or `int`, optional
         Source of the WCS, if not the image's own header.
     mask_bits : mapping [`str`, `int` or `list` [`int`]], optional

@@ -21,6 +21,7 @@ from ._calibration import Offset, flux_scale, match_stars, measure_stars, regist
 from ._cosmic_rays import find_cosmic_rays, find_saturated
 from ._errors import BadExposureError
 from ._exposure import PlainExposure
+from ._mask import excluded_pixels
 from ._projection import pixel_scale, serialisable_wcs, shifted_wcs
 from ._psf import PsfFit, psf_from_stamp
 from ._psf_fit import fit_psf
@@ -98,10 +99,12 @@ def prepare_exposure(
         if look and exposure.saturation is not None:
             mask["SATURATED"] = find_saturated(exposure.image, exposure.saturation)
         image, level = _subtract_background(exposure, mask, settings)
-        variance, origin = _make_variance(exposure, image, _bad(mask))
+        variance, origin = _make_variance(exposure, image, excluded_pixels(mask, exposure.image.shape))
         if look:
-            mask["COSMIC_RAY"] = _find_rays(exposure, image, variance, _bad(mask), settings)
-        bad = _bad(mask)
+            mask["COSMIC_RAY"] = _find_rays(
+                exposure, image, variance, excluded_pixels(mask, exposure.image.shape), settings
+            )
+        bad = excluded_pixels(mask, exposure.image.shape)
         sources = find_sources(image, variance, bad)
         psf, n_stars = _make_psf(exposure, image, variance, bad, sources, settings)
     except BadExposureError:
@@ -131,16 +134,12 @@ def prepare_exposure(
     return prepared
 
 
-def _bad(mask: dict[str, np.ndarray]) -> np.ndarray:
-    return np.logical_or.reduce(list(mask.values()))
-
-
 def _subtract_background(
     exposure: PlainExposure, mask: dict[str, np.ndarray], settings: ImportSettings
 ) -> tuple[np.ndarray, float]:
     """Image without residual sky, and the level that was in it."""
     mask.setdefault("NO_DATA", np.zeros(exposure.image.shape, dtype=bool))
-    bad = _bad(mask)
+    bad = excluded_pixels(mask, exposure.image.shape)
     if bad.all():
         raise BadExposureError(exposure.name, "every pixel is masked; leave this exposure out, or its mask.")
     mesh = settings.mesh if settings.background == "mesh" else None
@@ -170,7 +169,9 @@ def _find_rays(
     settings: ImportSettings,
 ) -> np.ndarray:
     """Cosmic rays, with stars protected by their FWHM."""
-    if exposure.psf_stamp is not None:
+    if exposure.psf is not None:
+        fwhm = exposure.psf.fwhm
+    elif exposure.psf_stamp is not None:
         fwhm = psf_from_stamp(exposure.psf_stamp).fwhm
     else:
         sources = find_sources(image, variance, bad)
@@ -187,6 +188,8 @@ def _make_psf(
     sources: Table,
     settings: ImportSettings,
 ) -> tuple[PsfFit, int]:
+    if exposure.psf is not None:
+        return exposure.psf, 0
     if exposure.psf_stamp is not None:
         return psf_from_stamp(exposure.psf_stamp), 0
     stars = sources[select_stars(sources, image.shape, settings.stars)]
@@ -213,7 +216,7 @@ def _describe(
         "n_stars": n_stars,
         "cosmic_ray": fraction.get("COSMIC_RAY", 0.0),
         "saturated": fraction.get("SATURATED", 0.0),
-        "masked": float(np.mean(_bad(mask))),
+        "masked": float(np.mean(excluded_pixels(mask, exposure.image.shape))),
     }
 
 

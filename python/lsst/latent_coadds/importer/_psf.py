@@ -16,13 +16,12 @@ import galsim
 import numpy as np
 import scipy.ndimage
 
+from ..repository import make_grid_psf
+
 if TYPE_CHECKING:
     import piff
 
 _MOST_OFFSET = 0.1
-
-LANCZOS = "galsim.Lanczos(5)"
-"""Interpolant of pixel grids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +134,7 @@ def psf_from_stamp(stamp: np.ndarray) -> PsfFit:
             f"The star of the PSF stamp lies ({x:+.2f}, {y:+.2f}) pixels off the middle pixel, which would "
             f"move the exposure; shift it to within {_MOST_OFFSET} px, or leave it out to have it fitted."
         )
-    psf = grid_psf(pixels.ravel()[:, None], scale=1.0, size=stamp.shape[0], order=0)
+    psf = make_grid_psf(pixels.ravel()[:, None], scale=1.0, size=stamp.shape[0], order=0)
     return PsfFit(psf, stamp.shape[0], kernel_fwhm(pixels), "stamp", 0, float("nan"))
 
 
@@ -149,15 +148,3 @@ def _stamp_offset(pixels: np.ndarray) -> tuple[float, float]:
         return float(moments.moments_centroid.x), float(moments.moments_centroid.y)
     y, x = np.mgrid[-middle : middle + 1, -middle : middle + 1]
     return float(np.sum(x * pixels)), float(np.sum(y * pixels))
-
-
-def grid_psf(coefficients: np.ndarray, *, scale: float, size: int, order: int) -> piff.PSF:
-    """Piff model from given pixel-grid coefficients, ``(size**2, n_basis)``."""
-    import piff
-
-    psf = piff.SimplePSF(piff.PixelGrid(scale, size, interp=LANCZOS), piff.BasisPolynomial(order=order))
-    psf.interp.q = np.asarray(coefficients, dtype=float)
-    psf.wcs = {0: galsim.PixelScale(1.0)}
-    psf.pointing = None
-    psf.stars = []
-    return psf

@@ -17,7 +17,8 @@ import galsim
 import numpy as np
 from astropy.table import Table
 
-from ._psf import LANCZOS, PsfFit, grid_psf, kernel_fwhm
+from ..repository import LANCZOS, make_grid_psf
+from ._psf import PsfFit, kernel_fwhm
 from ._star_fit import fit_star
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def _fit_grid(
     smooth = moffat.draw(
         centre.x, centre.y, image=galsim.Image(wide, wide, dtype=float, scale=scale), center=True
     ).array
-    return grid_psf(
+    return make_grid_psf(
         _regularise_wings(coefficients, smooth, scale=scale, size=size, fwhm=fwhm),
         scale=scale,
         size=wide,

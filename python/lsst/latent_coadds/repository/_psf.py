@@ -7,7 +7,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-__all__ = ("MoffatField",)
+__all__ = ("LANCZOS", "MoffatField", "make_grid_psf")
 
 import dataclasses
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +21,10 @@ from lsst.images.psfs import PiffWrapper
 # are imported where they are used.
 if TYPE_CHECKING:
     import galsim
+    import piff
+
+LANCZOS = "galsim.Lanczos(5)"
+"""Interpolant of pixel grids."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,3 +181,34 @@ class MoffatField:
         impl.pointing = None
         impl.stars = []
         return PiffWrapper(impl, bbox, stamp_size)
+
+
+def make_grid_psf(coefficients: np.ndarray, *, scale: float, size: int, order: int) -> piff.PSF:
+    """Make a Piff model of given pixels that are polynomials of position.
+
+    Parameters
+    ----------
+    coefficients : `numpy.ndarray`, ``(size**2, n)``
+        Pixels, row by row, for each of Piff's basis functions: the products
+        ``x**i * y**j`` with ``i + j <= order``, j varying fastest.
+    scale : `float`
+        Side of a pixel of the grid in pixels of the detector.
+    size : `int`
+        Odd number of pixels along a side of the grid.
+    order : `int`
+        Degree of the polynomials.
+
+    Returns
+    -------
+    psf : `piff.PSF`
+        The model, in pixels of the detector.
+    """
+    import galsim
+    import piff
+
+    psf = piff.SimplePSF(piff.PixelGrid(scale, size, interp=LANCZOS), piff.BasisPolynomial(order=order))
+    psf.interp.q = np.asarray(coefficients, dtype=float)
+    psf.wcs = {0: galsim.PixelScale(1.0)}
+    psf.pointing = None
+    psf.stars = []
+    return psf

@@ -8,6 +8,7 @@
 
 """Importable helpers of the tests: mock exposures and repositories."""
 
+from ._afw_file import *
 from ._browser import *
 from ._mock import *
 from ._repository import *
