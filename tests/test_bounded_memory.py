@@ -165,6 +165,22 @@ def _readers(fwhm: float) -> list:
     return [read_mock(MockVisits().make(0, fwhm=fwhm), 0)]
 
 
+def test_parts_to_train_on_take_no_more_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers: list[int] = []
+
+    def train(self: object, stacks: list[ExposureStack], **options: object) -> object:
+        numbers.append(len(stacks))
+        return self
+
+    monkeypatch.setattr(SmallMemoryRestorer, "trains_per_patch", True)
+    monkeypatch.setattr(SmallMemoryRestorer, "train", train)
+    monkeypatch.setattr(SmallMemoryRestorer, "largest", 10**6)
+    for size in (256, 40):
+        monkeypatch.setattr(TilePlan, "tile_size", lambda self, size=size: size)
+        _run("small memory", tile_size=48, halo=16)
+    assert numbers == [8, 1]
+
+
 @pytest.mark.parametrize("geometry", ["registered", "native"])
 def test_plain_coadd_has_no_seams(geometry: str) -> None:
     whole = _run("direct", geometry=geometry).latent_coadd

@@ -55,8 +55,8 @@ class MemoryModel:
 _MEMORY = {
     "direct": MemoryModel(55.0, 100.0),
     "imagemm": MemoryModel(112.0, 300.0),
-    "astroclearnet": MemoryModel(150.0, 2000.0),
-    "combined": MemoryModel(160.0, 2500.0),
+    "astroclearnet": MemoryModel(290.0, 2500.0),
+    "combined": MemoryModel(260.0, 2500.0),
 }
 
 

@@ -287,7 +287,7 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     n_training_crops = RangeField(
         dtype=int,
         doc="For restorers with a network, where a patch has several tiles: number of random parts of the "
-        "patch that its one network is trained on.",
+        "patch that its one network is trained on; fewer where max_memory has no room for so many.",
         default=8,
         min=1,
     )

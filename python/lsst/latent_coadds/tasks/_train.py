@@ -41,9 +41,12 @@ def train_restorer(
     started = time.perf_counter()
     whole = max(patch.outer_bbox.shape) <= tile_size
     size = max(patch.outer_bbox.shape) if whole else min(tile_size, settings.training_crop_size)
+    # All parts are held at once, and together they are to take no more than a tile.
+    largest = settings.plan(exposures, patch).tile_size() + 2 * settings.halo
     while True:
+        n_crops = max(1, largest**2 // (size + 2 * settings.halo) ** 2)
         try:
-            trained = _train_on_crops(exposures, patch, restorer, settings, size, whole, report)
+            trained = _train_on_crops(exposures, patch, restorer, settings, size, n_crops, whole, report)
             break
         except (MemoryError, RuntimeError) as error:
             if size <= _SMALLEST_CROP or not is_out_of_memory(error):
@@ -61,10 +64,11 @@ def _train_on_crops(
     restorer: Restorer,
     settings: RestorePatchSettings,
     size: int,
+    n_crops: int,
     whole: bool,
     report: Reporter,
 ) -> Restorer:
-    boxes = [patch.outer_bbox] if whole else choose_crops(patch, settings, size)
+    boxes = [patch.outer_bbox] if whole else choose_crops(patch, settings, size)[:n_crops]
     tiles = [tile for box in boxes if (tile := settings.stack(exposures, box)) is not None]
     if not tiles:
         return restorer
