@@ -26,7 +26,7 @@ from hsc_repository import DEFAULTS, SKY_MAP
 from lsst.daf.butler import Butler
 from lsst.latent_coadds.qa import aperture_flux
 
-DATA_ID = {"skymap": SKY_MAP, "tract": 0, "patch": 4, "band": "i"}
+PATCH = {"skymap": SKY_MAP, "tract": 0, "patch": 4}
 EDGE = 30
 """Stars so close to the edge of the patch are not used, in pixels."""
 FAINT = (3.0, 12.0)
@@ -67,17 +67,19 @@ def main() -> None:
     parser.add_argument("repo", type=Path)
     parser.add_argument("--standard", default="u/ref", help="collection with deepCoadd")
     parser.add_argument("--latent", nargs="+", default=["u/direct", "u/imagemm"])
+    parser.add_argument("--band", default="i")
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     butler = Butler.from_config(arguments.repo, collections=[DEFAULTS])
     truth = np.load(arguments.repo / "truth.npz")
-    exposures = {"drp_tasks": butler.get("deepCoadd", DATA_ID, collections=arguments.standard)}
+    data_id = PATCH | {"band": arguments.band}
+    exposures = {"drp_tasks": butler.get("deepCoadd", data_id, collections=arguments.standard)}
     for collection in arguments.latent:
-        exposures[collection.rsplit("/", 1)[-1]] = butler.get("latentCoadd", DATA_ID, collections=collection)
+        exposures[collection.rsplit("/", 1)[-1]] = butler.get("latentCoadd", data_id, collections=collection)
     x, y, use = locate(exposures["drp_tasks"], truth)
     for exposure in exposures.values():
         use &= find_clean(exposure, x, y)
-    flux = truth["flux"][use]
+    flux = truth[f"flux_{arguments.band}" if f"flux_{arguments.band}" in truth else "flux"][use]
     columns = {name: measure(exposure, x, y, use, flux) for name, exposure in exposures.items()}
     noise = flux_noise(exposures["drp_tasks"], x[use], y[use])
     print_table(columns, flux, flux / noise)

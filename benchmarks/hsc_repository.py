@@ -9,9 +9,9 @@
 """Write simulated calexps of HSC into a new repository; needs a full stack.
 
 The repository has calexp, calexpBackground, skyCorr, finalVisitSummary,
-visitSummary and skyMap (named ``hsc_simulated``) in the collection
-HSC/defaults, and the truth in ``truth.npz``: ``ra``, ``dec``, ``flux`` (of the
-first band) and ``flux_BAND``.
+visitSummary (or what base-v2 calls them; see ``NAMES``) and skyMap (named
+``hsc_simulated``) in the collection HSC/defaults, and the truth in
+``truth.npz``: ``ra``, ``dec``, ``flux`` (of the first band) and ``flux_BAND``.
 """
 
 from __future__ import annotations
@@ -51,9 +51,20 @@ DATASET_TYPES = {
     "finalVisitSummary": (DETECTOR[:2], "ExposureCatalog"),
     "visitSummary": (DETECTOR[:2], "ExposureCatalog"),
 }
+NAMES = {
+    "DRP-full": {name: name for name in DATASET_TYPES},
+    "base-v2": {
+        "calexp": "preliminary_visit_image",
+        "calexpBackground": "preliminary_visit_image_background",
+        "skyCorr": "skyCorr",
+        "finalVisitSummary": "visit_summary",
+        "visitSummary": "preliminary_visit_summary",
+    },
+}
+"""Names of the dataset types in the pipelines of drp_pipe."""
 
 
-def write_repository(root: Path, scene: HscScene) -> None:
+def write_repository(root: Path, scene: HscScene, names: str = "DRP-full") -> None:
     """Make a repository.
 
     Parameters
@@ -62,6 +73,8 @@ def write_repository(root: Path, scene: HscScene) -> None:
         Directory, which must not exist.
     scene : `HscScene`
         What to simulate.
+    names : `str`, optional
+        Key of ``NAMES``.
     """
     from lsst.obs.subaru import HyperSuprimeCam
 
@@ -72,17 +85,19 @@ def write_repository(root: Path, scene: HscScene) -> None:
         sky_map = make_sky_map(scene)
         sky_map.register(SKY_MAP, butler)
         butler.collections.register(RUN)
+        types = {}
         for name, (dimensions, storage_class) in DATASET_TYPES.items():
-            butler.registry.registerDatasetType(
-                DatasetType(name, dimensions, storage_class, universe=butler.dimensions)
+            types[name] = DatasetType(
+                NAMES[names][name], dimensions, storage_class, universe=butler.dimensions
             )
+            butler.registry.registerDatasetType(types[name])
         insert = butler.registry.syncDimensionData
         insert("day_obs", {"instrument": "HSC", "id": DAY})
         insert("visit_system", {"instrument": "HSC", "id": 0, "name": "one-to-one"})
         catalog = draw_catalog(scene, sky_map)
         for visit, begin, detectors in make_visits(scene, catalog, instrument.getCamera()):
             _register_visit(insert, visit, Timespan(begin, begin + 150 * u.s), detectors)
-            _put_visit(butler, visit, detectors, scene)
+            _put_visit(butler, visit, detectors, types)
         butler.collections.register(DEFAULTS, type=CollectionType.CHAINED)
         butler.collections.redefine_chain(DEFAULTS, [RUN, "skymaps"])
     fluxes = {f"flux_{band}": catalog[:, 2 + b] for b, band in enumerate(scene.bands)}
@@ -131,23 +146,26 @@ def _register_visit(insert: Any, visit: int, timespan: Timespan, detectors: list
         insert("visit_detector_region", record)
 
 
-def _put_visit(butler: Butler, visit: int, detectors: list[SimulatedDetector], scene: HscScene) -> None:
+def _put_visit(
+    butler: Butler, visit: int, detectors: list[SimulatedDetector], types: dict[str, DatasetType]
+) -> None:
     data_id = {"instrument": "HSC", "visit": visit}
     for detector in detectors:
         where = data_id | {"detector": detector.number}
-        butler.put(detector.exposure, "calexp", where, run=RUN)
-        butler.put(detector.sky, "skyCorr", where, run=RUN)
+        butler.put(detector.exposure, types["calexp"], where, run=RUN)
+        butler.put(detector.sky, types["skyCorr"], where, run=RUN)
         subtracted = make_background(100 * detector.noise, detector.exposure.getBBox())
-        butler.put(subtracted, "calexpBackground", where, run=RUN)
+        butler.put(subtracted, types["calexpBackground"], where, run=RUN)
     summary = make_summary(visit, detectors)
     for name in ("finalVisitSummary", "visitSummary"):
-        butler.put(summary, name, data_id, run=RUN)
+        butler.put(summary, types[name], data_id, run=RUN)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--bands", nargs="+", choices=FILTERS, default=HscScene.bands)
+    parser.add_argument("--names", choices=NAMES, default="DRP-full", help="of the dataset types")
     parser.add_argument("--visits", type=int, default=HscScene.n_visits, help="of each band")
     parser.add_argument("--seed", type=int, default=HscScene.seed)
     parser.add_argument(
@@ -162,4 +180,4 @@ if __name__ == "__main__":
         faintest=faintest,
         brightest=brightest,
     )
-    write_repository(arguments.root, scene)
+    write_repository(arguments.root, scene, arguments.names)

@@ -29,6 +29,7 @@ from lsst.latent_coadds.adapters import (
 )
 from lsst.latent_coadds.tests import MockVisits, make_mock_patch
 from lsst.latent_coadds.tests._mock import read_mock
+from lsst.pex.config import FieldValidationError
 from lsst.pipe.base import Struct
 
 
@@ -100,6 +101,24 @@ def test_misspelt_statistic_fails() -> None:
 def test_limits_that_nothing_meets_say_so() -> None:
     with pytest.raises(UnusableInputsError, match="min_effective_time is 100"):
         _run(_readers(effTime=[30.0, 31.0]), min_effective_time=100.0)
+
+
+def test_warps_were_chosen_already() -> None:
+    (reader,) = _readers(nPsfStar=[5])
+    limits = SummaryLimits(minimum={"nPsfStar": 6})
+    with pytest.raises(BadInputError, match="nPsfStar is 5"):
+        limits.check(reader)
+    reader.is_warp = True
+    limits.check(reader)
+
+
+def test_warps_have_no_effective_time() -> None:
+    config = BuildLatentCoaddConfig()
+    config.input_kind, config.input_storage_class = "warps", "CellCoadd"
+    config.validate()
+    config.min_effective_time = 10.0
+    with pytest.raises(FieldValidationError, match="Warps have no summary statistics"):
+        config.validate()
 
 
 def _make_summary(n: int) -> Any:

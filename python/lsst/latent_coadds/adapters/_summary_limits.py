@@ -65,6 +65,9 @@ class SummaryLimits:
         UnknownStatisticError
             If there is no statistic of that name.
         """
+        if reader.is_warp:
+            # Made of detectors that were chosen already.
+            return
         if reader.detector in self.exclude_detectors:
             raise BadInputError(
                 reader.name, InputProblem.NOT_SELECTED, f"exclude_detectors has {reader.detector}."

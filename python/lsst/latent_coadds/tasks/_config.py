@@ -150,7 +150,7 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
     )
     visit_summary_min_values = DictField[str, float](
         doc="Leave out exposures for which one of these columns of the visit summary (or of the exposure's "
-        "own summary statistics) is smaller, or NaN.",
+        "own summary statistics) is smaller, or NaN. Warps have none: their detectors were chosen already.",
         default={},
     )
     visit_summary_max_values = DictField[str, float](
@@ -340,6 +340,12 @@ class BuildLatentCoaddConfig(PipelineTaskConfig, pipelineConnections=BuildLatent
                 f"With input_kind={self.input_kind!r} it is one of {', '.join(suited)}.",
             )
         if self.input_kind == "warps":
+            if self.min_effective_time is not None:
+                raise FieldValidationError(
+                    type(self).min_effective_time,
+                    self,
+                    "Warps have no summary statistics; switch it off, or use a visit selection.",
+                )
             for name in ("use_visit_summary", "subtract_sky_correction", "restore_background"):
                 if getattr(self, name):
                     raise FieldValidationError(
