@@ -81,6 +81,7 @@ def flux_noise_map(
     *,
     negative: bool = False,
     width: int = 15,
+    sky: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the noise that `filter_with_psf` has where there is no source.
 
@@ -97,6 +98,8 @@ def flux_noise_map(
         Whether the noise is to tell holes from fluctuations, not sources.
     width : `int`, optional
         Width in pixels of the spots that sources make in the variance.
+    sky : `numpy.ndarray`, ``(h, w)``, `bool`, optional
+        Pixels of the realizations that count; by default all without a spot.
 
     Returns
     -------
@@ -120,12 +123,16 @@ def flux_noise_map(
         return np.full(variance.shape, np.inf)
     # Gaps must neither lower the variance around them nor be spots themselves.
     filled = np.where(usable, variance, np.median(variance[usable]))
-    sky = grey_opening(filled, size=(width, width))
-    noise = np.sqrt(sky / np.sum(psf**2))
+    opened = grey_opening(filled, size=(width, width))
+    noise = np.sqrt(opened / np.sum(psf**2))
     if realizations is not None and len(realizations):
-        empty = usable & (filled < 2 * sky)
-        filtered = filter_with_psf(-realizations if negative else realizations, psf)[:, empty]
-        noise *= max(float(np.quantile(filtered / noise[empty], _ONE_SIDED)), 0.0) / 4
+        empty = usable & (filled < 2 * opened if sky is None else sky)
+        sign = -1 if negative else 1
+        # One by one, for the realizations of a large patch fill the memory.
+        scaled = [
+            (filter_with_psf(plane, psf)[empty] / noise[empty]).astype(np.float32) for plane in realizations
+        ]
+        noise *= max(float(np.quantile(sign * np.concatenate(scaled), _ONE_SIDED)), 0.0) / 4
         usable &= noise > 0
     return np.where(usable, noise, np.inf)
 

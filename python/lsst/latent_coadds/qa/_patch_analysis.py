@@ -156,8 +156,11 @@ def analyze_patch(
     ValueError
         If the coadd has no PSF anywhere.
     """
-    figures = describe_coadd(coadd, threshold=threshold)
     reference_figures = None if reference is None else describe_coadd(reference, threshold=threshold)
+    sky = None
+    if reference_figures is not None and reference_figures.empty.shape == coadd.image.shape:
+        sky = reference_figures.empty & coadd.good
+    figures = describe_coadd(coadd, threshold=threshold, sky=sky)
     sources = measure_sources(coadd, figures, reference, reference_figures, max_sources=max_sources)
     measured = sources.is_star & np.isfinite(sources.residual).all(axis=(1, 2))
     edges = np.arange(14.0, 30.0, 2.0)

@@ -20,6 +20,7 @@ __all__ = (
 )
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import binary_dilation, maximum_filter
@@ -106,7 +107,9 @@ class CoaddFigures:
         return float(to_magnitude(np.asarray(5 * np.median(noise)))) if noise.size else np.nan
 
 
-def describe_coadd(coadd: CoaddLike, *, threshold: float = 5.0, max_lag: int = 8) -> CoaddFigures:
+def describe_coadd(
+    coadd: CoaddLike, *, threshold: float = 5.0, max_lag: int = 8, sky: np.ndarray | None = None
+) -> CoaddFigures:
     """Find a coadd's sources, and measure its sky.
 
     Parameters
@@ -117,6 +120,9 @@ def describe_coadd(coadd: CoaddLike, *, threshold: float = 5.0, max_lag: int = 8
         Significance of a detection.
     max_lag : `int`, optional
         Greatest separation at which noise is correlated, in pixels.
+    sky : `numpy.ndarray`, ``(h, w)``, `bool`, optional
+        Pixels that another coadd shows empty. For want of noise realizations
+        they tell how the noise is distributed, faint sources included.
 
     Returns
     -------
@@ -125,7 +131,10 @@ def describe_coadd(coadd: CoaddLike, *, threshold: float = 5.0, max_lag: int = 8
     """
     psf = central_kernel(coadd)
     variance = np.where(coadd.good, coadd.variance, np.inf)
-    noise = flux_noise_map(variance, psf, coadd.noise)
+    samples: dict[str, Any] = {"realizations": coadd.noise}
+    if len(coadd.noise) == 0 and sky is not None and sky.any():
+        samples = {"realizations": coadd.image[None], "sky": sky}
+    noise = flux_noise_map(variance, psf, **samples)
     saturated = coadd.mask.get("SATURATED", np.zeros_like(coadd.good))
     clean = coadd.good & ~binary_dilation(saturated | ~coadd.good, iterations=4)
     clean[[*range(4), *range(-4, 0)], :] = clean[:, [*range(4), *range(-4, 0)]] = False
@@ -140,7 +149,7 @@ def describe_coadd(coadd: CoaddLike, *, threshold: float = 5.0, max_lag: int = 8
         psf=psf,
         psf_fwhm=width,
         flux_noise=noise,
-        hole_noise=flux_noise_map(variance, psf, coadd.noise, negative=True),
+        hole_noise=flux_noise_map(variance, psf, **samples, negative=True),
         detections=detections,
         clean=clean,
         empty=empty,
