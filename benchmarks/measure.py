@@ -18,11 +18,14 @@ from scenes import Scene
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 
-from lsst.latent_coadds.qa import StarShape, aperture_flux, measure_star, ring_depth
-from lsst.latent_coadds.restoration import ExposureStack, Restoration
+from lsst.latent_coadds.qa import StarShape, aperture_flux, measure_star, psf_flux, ring_depth, weighted_flux
+from lsst.latent_coadds.restoration import ExposureStack, Restoration, gaussian_kernel
 
 APERTURE = 3.0
 """Radius of the photometric aperture in pixels."""
+
+WEIGHT_FWHM = 6.7
+"""Width of the Gaussian weight in pixels, 1.5 times that of the seeing."""
 
 FILTER_FWHM = (0.0, 2.0, 3.0, 4.0, 5.0, 6.0)
 """Widths of the Gaussians that a detection image may be smoothed with."""
@@ -57,13 +60,15 @@ def measure_stars(result: Result, scene: Scene) -> np.ndarray:
 
     Returns
     -------
-    table : `numpy.ndarray`, (N, 6)
-        Columns: S/N, flux over truth minus one, FWHM over that of the
-        attached PSF, offset in x and in y (px), depth of the deepest ring
-        over the peak.
+    table : `numpy.ndarray`, (N, 8)
+        Columns: S/N, flux in the aperture over truth minus one, FWHM over
+        that of the attached PSF, offset in x and in y (px), depth of the
+        deepest ring over the peak; and as the second column, but from a fit of
+        the attached PSF, and with a wide Gaussian as weight.
     """
     psf_shape = measure_star(result.psf, *(np.array(result.psf.shape[::-1]) // 2).tolist())
     assert psf_shape is not None, "The attached PSF can be measured."
+    weight = gaussian_kernel(WEIGHT_FWHM, 23).numpy()
     rows = []
     for x, y, s, flux in scene.stars:
         measured = aperture_flux(result.image, x, y, APERTURE, psf=result.psf)
@@ -77,6 +82,8 @@ def measure_stars(result: Result, scene: Scene) -> np.ndarray:
                 shape.x - x if usable else np.nan,
                 shape.y - y if usable else np.nan,
                 _ring(result.image, shape) if usable and s >= 100 else np.nan,
+                psf_flux(result.image, x, y, result.psf) / flux - 1,
+                weighted_flux(result.image, x, y, weight, result.psf) / flux - 1,
             )
         )
     return np.array(rows, dtype=float)

@@ -292,15 +292,16 @@ class StreamedScene:
                 nodes.append((x - outer.x_start, y - outer.y_start))
                 good[t] = self._inside(t, whole, outer) & ~self._gaps(whole)
         psf = _pad_basis([self.psf(t, outer) for t in range(n)])
+        origin = (outer.y_start, outer.x_start)
         if not self.native:
-            return ExposureStack(image, variance, good, psf)
+            return ExposureStack(image, variance, good, psf, origin=origin)
         frames = FrameGeometry(
             latent_shape=outer.shape,
             x=np.stack([x for x, _ in nodes]),
             y=np.stack([y for _, y in nodes]),
             step=NODE_STEP,
         )
-        return ExposureStack(image, variance, good, psf, frames=frames)
+        return ExposureStack(image, variance, good, psf, frames=frames, origin=origin)
 
     def _inside(self, t: int, window: Window, outer: Window) -> np.ndarray:
         x, y = np.meshgrid(

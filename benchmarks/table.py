@@ -43,7 +43,7 @@ Entries = list[tuple[str, str, str]]
 
 
 def _gather(figures: list[dict[str, Any]]) -> np.ndarray:
-    return np.concatenate([np.array(entry["stars"]).reshape(-1, 6) for entry in figures])
+    return np.concatenate([np.array(entry["stars"]).reshape(-1, 8) for entry in figures])
 
 
 def _select(table: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -58,9 +58,9 @@ def _median(values: np.ndarray, unit: float = 100.0) -> str:
     return f"{unit * np.median(values):+.2f} ± {unit * error:.2f}"
 
 
-def _scatter(table: np.ndarray, signal: float) -> str:
+def _scatter(table: np.ndarray, signal: float, column: int = 1) -> str:
     """Scatter about the mean, over the Cramér–Rao bound."""
-    values = table[table[:, 0] == signal, 1] * signal
+    values = table[table[:, 0] == signal, column] * signal
     spread = 1.4826 * np.median(np.abs(values - np.median(values)))
     return f"{values.std():.2f} ({spread:.2f})"
 
@@ -75,6 +75,15 @@ def _star_rows(figures: list[dict[str, Any]], _: Any) -> Entries:
         ),
         *(
             (f"scatter / bound (robust), S/N {s}", "<= 1.10", _scatter(table, s))
+            for s in (5, 10, 20, 50, 100)
+        ),
+        *(
+            (f"{name}: bias %, S/N {s}", "<= 1" if s >= 50 else "", _median(table[table[:, 0] == s, column]))
+            for name, column in (("PSF flux", 6), ("weighted flux", 7))
+            for s in (5, 10, 20, 50, 100, 300, 1000)
+        ),
+        *(
+            (f"weighted flux: scatter / bound (robust), S/N {s}", "<= 1.10", _scatter(table, s, 7))
             for s in (5, 10, 20, 50, 100)
         ),
         ("FWHM / PSF - 1 %, S/N 50-1000", "<= 3", _median(_select(table, 50, 1000)[:, 2] - 1)),
@@ -96,6 +105,10 @@ def _faint_rows(figures: list[dict[str, Any]], _: Any) -> Entries:
         ("flux bias %, S/N 5-10 (mean)", "", f"{mean:+.2f}"),
         *((f"  S/N {s}", "", _median(table[table[:, 0] == s, 1])) for s in (5, 7, 10)),
         *((f"scatter / bound (robust), faint S/N {s}", "<= 1.10", _scatter(table, s)) for s in (5, 7, 10)),
+        *(
+            (f"weighted flux: scatter / bound (robust), faint S/N {s}", "<= 1.10", _scatter(table, s, 7))
+            for s in (5, 7, 10)
+        ),
     ]
 
 

@@ -26,7 +26,7 @@ from lsst.latent_coadds.restoration import (
 )
 from lsst.latent_coadds.restoration._fidelity import HuberFidelity
 from lsst.latent_coadds.restoration._fit import evaluate
-from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
 from lsst.latent_coadds.restoration._residual import AdaptiveCorrection, covered_weight
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -347,17 +347,24 @@ def test_what_is_missed_comes_back_where_detectors_cover_a_part() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 52), (37, 45)])
-def test_wide_gaussians_stand_on_every_second_pixel(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("origin", [(0, 0), (7, 20), (-5, 3)])
+def test_wide_gaussians_stand_on_every_second_pixel(shape: tuple[int, int], origin: tuple[int, int]) -> None:
     kernels = gaussian_kernel(3.0, 11)[None]
     operator = ConvolutionOperator(kernels, shape, margin=4, padding=10)
-    quadratic = NonNegativeQuadratic(operator, torch.ones(1), scales=(0.0, 2.5), penalties=(0.4, 0.0))
+    quadratic = NonNegativeQuadratic(
+        operator, torch.ones(1), scales=(0.0, 2.5), penalties=(0.4, 0.0), origin=origin
+    )
     rows, columns = operator.latent_shape
     n_points = rows * columns
-    n_wide = -(-rows // 2) * -(-columns // 2)
+    # They stand at even places of the grid that all tiles share.
+    first = [o % 2 for o in origin]
+    width = -(-(columns - first[1]) // 2)
+    n_wide = -(-(rows - first[0]) // 2) * width
     z = torch.zeros(n_points + n_wide, dtype=torch.float64)
-    z[n_points + 10 * -(-columns // 2) + 9] = 100.0
+    z[n_points + 10 * width + 9] = 100.0
     y, x = np.mgrid[:rows, :columns]
-    expected = 100.0 * np.exp(-0.5 * ((y - 20) ** 2 + (x - 18) ** 2) / 2.5**2) / (2.0 * np.pi * 2.5**2)
+    y, x = y - 20 - first[0], x - 18 - first[1]
+    expected = 100.0 * np.exp(-0.5 * (y**2 + x**2) / 2.5**2) / (2.0 * np.pi * 2.5**2)
     np.testing.assert_allclose(quadratic.latent(z).numpy(), expected, atol=1e-3 * expected.max())
     assert quadratic.penalty(z) == 0.0
 
@@ -371,3 +378,52 @@ def test_wide_gaussians_stand_on_every_second_pixel(shape: tuple[int, int]) -> N
     assert float(quadratic.latent(halved)[:, 35:].abs().max()) < 1e-2
     uniform = quadratic.latent(quadratic.divide(torch.ones((rows, columns), dtype=torch.float64)))
     assert float((uniform[14:-14, 14:-14] - 1.0).abs().max()) < 1e-3
+
+
+def bright_star(size: int = 120, n: int = 4, flux: float = 3e4, gain: float = 20.0) -> dict[str, np.ndarray]:
+    """Return exposures of one star whose own noise exceeds the sky's by far."""
+    rng = np.random.default_rng(8)
+    y, x = np.mgrid[:size, :size]
+    psf = np.stack([gaussian_kernel(width, 31).numpy() for width in np.linspace(3.2, 5.0, n)])
+    image = np.zeros((n, size, size))
+    for t, width in enumerate(np.linspace(3.2, 5.0, n)):
+        sigma = width / 2.3548
+        for x0, y0, part in ((60.3, 58.6, 1.0), (44.0, 70.0, 0.01), (75.2, 47.3, 0.003)):
+            r2 = (x - x0) ** 2 + (y - y0) ** 2
+            image[t] += part * flux * np.exp(-0.5 * r2 / sigma**2) / (2 * np.pi * sigma**2)
+    variance = 1.0 + image / gain
+    image = image + np.sqrt(variance) * rng.normal(size=image.shape)
+    return {"image": image, "variance": variance, "good": np.ones(image.shape, dtype=bool), "psf": psf}
+
+
+def test_balance_makes_the_curvature_that_of_the_data() -> None:
+    arrays = bright_star(size=64)
+    stack = ExposureStack(**arrays)
+    operator = ConvolutionOperator(stack.psf.double(), (64, 64), margin=4)
+    weights = stack.exposure_weights()
+    balance = local_balance(operator, stack.inverse_variance, weights)
+    assert balance is not None
+    expected = []
+    for row, column in ((36, 36), (12, 50)):
+        point = torch.zeros(operator.latent_shape, dtype=torch.float64)
+        point[row, column] = 1.0
+        seen = operator.forward(point) ** 2
+        total = (seen * weights[:, None, None]).sum()
+        expected.append(float(((seen * stack.inverse_variance).sum() / total).sqrt()))
+    found = [float(balance[36, 36]), float(balance[12, 50])]
+    assert found == pytest.approx(expected, rel=1e-6)
+    constant = torch.ones_like(stack.inverse_variance)
+    assert local_balance(operator, constant, torch.ones(4, dtype=torch.float64)) is None
+
+
+def test_tiles_agree_in_the_core_of_a_bright_star() -> None:
+    arrays = bright_star()
+    results = []
+    for top, left in ((0, 0), (15, 20)):
+        part = {k: v if k == "psf" else v[:, top : top + 100, left : left + 100] for k, v in arrays.items()}
+        restored = restore(ExposureStack(**part, origin=(top, left)), n_realizations=0)
+        results.append((restored.image[45 - top : 75 - top, 45 - left : 75 - left], restored.n_iterations))
+    (first, n_first), (second, n_second) = results
+    assert n_first == n_second
+    # The noise of the sky is 0.2 per pixel, that of the core some ten times more.
+    assert float((first - second).abs().max()) < 0.02

@@ -37,6 +37,7 @@ class Fit:
 
     ``coefficients`` is what was fitted, ``transform`` the padded transform
     of the latent image and ``gradient`` that of the gradient of the data term.
+    ``pace`` is what a fit that goes on needs: the step before, and Nesterov's t.
     """
 
     coefficients: torch.Tensor
@@ -45,6 +46,7 @@ class Fit:
     history: list[dict[str, Any]]
     n_iterations: int
     converged: bool
+    pace: tuple[torch.Tensor, float] | None = None
 
     def then(self, following: Fit) -> Fit:
         """Return a fit that went on from this one, with both histories."""
@@ -131,6 +133,7 @@ class _Monitor:
     ) -> None:
         self.settings = settings
         self.threshold = settings.tolerance * int((fidelity.inverse_sigma > 0).sum())
+        self.block = settings.n_block if settings.form == "accelerated" else 1
         self.progress = progress
         self.held_out = held_out
         self.start = time.perf_counter()
@@ -151,7 +154,9 @@ class _Monitor:
         """Return whether to stop now."""
         last = self.history[-4:]
         fall = last[0]["objective"] - last[-1]["objective"]
-        if self.threshold > 0 and len(last) == 4 and fall <= 3 * self.threshold:
+        # Tiles that overlap are to make the same number of updates.
+        look = (len(self.history) - 1) % self.block == 0
+        if self.threshold > 0 and look and len(last) == 4 and fall <= 3 * self.threshold:
             self.converged = True
         if self.held_out is not None and self.held_out.since >= self.held_out.patience:
             self.converged = True
@@ -172,8 +177,11 @@ def fit_accelerated(
     settings: ImageMMSettings,
     progress: ProgressCallback | None = None,
     held_out: HeldOut | None = None,
+    pace: tuple[torch.Tensor, float] | None = None,
 ) -> Fit:
     """Minimise by accelerated proximal steps in the metric of the PSFs.
+
+    A fit that goes on from another takes its ``pace``.
 
     Notes
     -----
@@ -189,7 +197,8 @@ def fit_accelerated(
     objective += quadratic.penalty(coefficients)
     monitor = _Monitor(settings, fidelity, progress, held_out)
     monitor.record(0, objective, (coefficients, transform, gradient))
-    accepted, previous, t, damping = coefficients, coefficients, 1.0, 1.0
+    previous, t = (coefficients, 1.0) if pace is None else pace
+    accepted, damping = coefficients, 1.0
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
@@ -210,7 +219,9 @@ def fit_accelerated(
         if damping > 1e6:
             monitor.converged = True
             break
-    return monitor.finish((accepted, transform, gradient), iteration)
+    fit = monitor.finish((accepted, transform, gradient), iteration)
+    # The update that held-out pixels like best may be an earlier one.
+    return dataclasses.replace(fit, pace=(previous, t) if held_out is None else None)
 
 
 def fit_published(

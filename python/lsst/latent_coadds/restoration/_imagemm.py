@@ -34,7 +34,7 @@ from ._holes import fill_holes
 from ._kernels import FWHM_PER_SIGMA, convolve, gaussian_kernel, matching_kernels, remaining_kernel
 from ._learned import split_pixels
 from ._operators import ConvolutionOperator
-from ._proximal import NonNegativeQuadratic
+from ._proximal import NonNegativeQuadratic, local_balance
 from ._rejection import reject_outliers
 from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._restoration import Restoration
@@ -120,7 +120,10 @@ def restore_imagemm(
             rejected |= found
             fidelity = fidelity.without(rejected)
             watch = _watch(operator, test, rejected)
-            fit = fit.then(fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress, watch))
+            following = fit_accelerated(
+                fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace
+            )
+            fit = fit.then(following)
     else:
         latent = _start_published(subset, operator, coadd)
         fit = fit_published(operator, fidelity, latent, settings, progress, _watch(operator, test, rejected))
@@ -223,10 +226,19 @@ def make_quadratic(
 ) -> NonNegativeQuadratic:
     """Return the problem that settings ask for."""
     weights = stack.exposure_weights()
-    if settings.form == "published" or settings.smooth_scale <= 0.0:
+    if settings.form == "published":
         return NonNegativeQuadratic(operator, weights)
+    balance = local_balance(operator, stack.inverse_variance, weights)
+    origin = tuple(o - operator.margin for o in stack.origin)
+    if settings.smooth_scale <= 0.0:
+        return NonNegativeQuadratic(operator, weights, balance=balance)
     return NonNegativeQuadratic(
-        operator, weights, scales=(0.0, settings.smooth_scale), penalties=(settings.point_penalty, 0.0)
+        operator,
+        weights,
+        scales=(0.0, settings.smooth_scale),
+        penalties=(settings.point_penalty, 0.0),
+        balance=balance,
+        origin=(origin[0], origin[1]),
     )
 
 
@@ -250,7 +262,8 @@ def start_accelerated(
         data = torch.where(coadd.kept[which], stack.image[which], around)
         residual = operator.predict(lifted, which) - data
         operator.back_project(weights[which, None, None] * residual, which, into=total)
-    return quadratic.solve(coefficients, operator.lower(total), n_steps, transform=transform)
+    gradient = operator.lower(total)
+    return quadratic.solve(coefficients, gradient, n_steps, transform=transform, constant=True)
 
 
 def make_correction(

@@ -234,6 +234,32 @@ class ConvolutionOperator:
                 total += weight * (transfer.real * mixed.real + transfer.imag * mixed.imag)
         return total
 
+    def square_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the sum over pixels of weights times squared kernels.
+
+        Parameters
+        ----------
+        weight : `torch.Tensor`, shape (T, *data_shape)
+            Weight of each pixel.
+
+        Returns
+        -------
+        total : `torch.Tensor`, shape ``latent_shape``
+            Diagonal of the curvature of a weighted sum of squares. Of a
+            varying kernel the first term counts.
+        """
+        total = torch.zeros_like(self._transfer[0, 0])
+        for t in range(self.n_exposures):
+            which = slice(t, t + 1)
+            kernel = torch.fft.irfft2(self._transfer[t, 0], s=self.fft_shape)
+            square = torch.fft.rfft2(kernel.square_())
+            if self.sampler is None:
+                seen = torch.fft.rfft2(weight[t], s=self.fft_shape)
+            else:
+                seen = self._spread(self.sampler, weight[which], which)[0]
+            total += seen * square.conj()
+        return self.untransform(total)
+
     @property
     def gains(self) -> torch.Tensor:
         """Latent pixels per pixel of each exposure, shape (T,)."""

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NonNegativeQuadratic", "momentum")
+__all__ = ("NonNegativeQuadratic", "local_balance", "momentum")
 
 import math
 from collections.abc import Sequence
@@ -24,6 +24,42 @@ _COARSE_SCALE = 2.0
 """Gaussians of at least this standard deviation (px) stand on every second
 pixel: their transform has fallen below 1e-2 where that grid ends.
 """
+
+_LOWEST_BALANCE = 0.05
+
+
+def local_balance(
+    operator: ConvolutionOperator, inverse_variance: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor | None:
+    """Return the square root of the relative weight of the data near each pixel.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        The forward model.
+    inverse_variance : `torch.Tensor`, shape (T, H, W)
+        Weight of each pixel, 0 where it is not good.
+    weights : `torch.Tensor`, shape (T,)
+        Weight of each exposure.
+
+    Returns
+    -------
+    balance : `torch.Tensor`, shape ``latent_shape``, or `None`
+        1 where good pixels have the weight of their exposure; `None` if
+        that is so everywhere.
+
+    Notes
+    -----
+    It makes the diagonal of ``b C b`` that of the true curvature: the sum
+    over pixels of squared kernels times weights. It does not know of pixels
+    that are missing: at sharp edges ``b C b`` is no bound of the curvature.
+    """
+    usual = weights[:, None, None] * (inverse_variance > 0)
+    if bool(((inverse_variance - usual).abs() <= 1e-3 * usual).all()):
+        return None
+    total, expected = operator.square_weight(inverse_variance), operator.square_weight(usual)
+    ratio = total / expected.clamp_min(1e-3 * float(expected.max()))
+    return ratio.clamp_(_LOWEST_BALANCE**2, _LOWEST_BALANCE**-2).sqrt_()
 
 
 def momentum(t: float) -> tuple[float, float]:
@@ -45,13 +81,25 @@ class _Component:
         Standard deviation of its Gaussians in pixels; 0 is a point.
     start : `int`
         Where its coefficients begin among those of all components.
+    origin : `tuple` [ `int`, `int` ]
+        Where the latent image begins on the grid of all tiles.
     """
 
     def __init__(
-        self, operator: ConvolutionOperator, curvature: torch.Tensor, scale: float, start: int
+        self,
+        operator: ConvolutionOperator,
+        curvature: torch.Tensor,
+        scale: float,
+        start: int,
+        origin: tuple[int, int],
     ) -> None:
         self.step = 2 if scale >= _COARSE_SCALE else 1
-        self.shape = tuple(-(-n // self.step) for n in operator.latent_shape)
+        # Tiles that overlap have their coarse pixels at the same places.
+        first = [-o % self.step for o in origin]
+        self.places = (slice(first[0], None, self.step), slice(first[1], None, self.step))
+        self.shape = tuple(
+            -(-(n - f) // self.step) for n, f in zip(operator.latent_shape, first, strict=True)
+        )
         self.part = slice(start, start + self.shape[0] * self.shape[1])
         height, width = (n // self.step for n in operator.fft_shape)
         self.fft_shape = (height, width)
@@ -70,6 +118,11 @@ class _Component:
             if width % 2 == 0:
                 profile[:, -1] = 0.0
         self._profile = profile.to(torch.complex64 if profile.dtype == torch.float32 else torch.complex128)
+        if any(first):
+            rows = torch.fft.fftfreq(height, d=self.step, dtype=torch.float64)[:, None] * first[0]
+            columns = torch.fft.rfftfreq(width, d=self.step, dtype=torch.float64)[None] * first[1]
+            self._profile *= torch.exp(-2j * math.pi * (rows + columns)).to(self._profile)
+        self._adjoint = self._profile.conj().resolve_conj()
         self._is_point = scale == 0.0
 
     def _low(self, transform: torch.Tensor) -> torch.Tensor:
@@ -96,7 +149,7 @@ class _Component:
         """Write the adjoint of `add` to coefficients (N,)."""
         low = self._low(transform)
         if not self._is_point:
-            low = low * self._profile
+            low = low * self._adjoint
         full = torch.fft.irfft2(low, s=self.fft_shape)
         part = out[self.part].view(self.shape)
         torch.mul(full[: self.shape[0], : self.shape[1]], 1.0 / self.step**2, out=part)
@@ -124,6 +177,13 @@ class NonNegativeQuadratic:
     penalties : `~collections.abc.Sequence` [ `float` ], optional
         Price of a coefficient of each scale, in units of the noise of the
         gradient with respect to it.
+    balance : `torch.Tensor`, shape ``latent_shape``, optional
+        Square root of the weight of the data near each latent pixel, over
+        that of ``weights``; see `local_balance`. Without it weights are taken
+        to be constant, and sources with much noise of their own, whose
+        weight is low, converge slowly.
+    origin : `tuple` [ `int`, `int` ], optional
+        Where the latent image begins on the grid of all tiles.
     """
 
     def __init__(
@@ -133,6 +193,8 @@ class NonNegativeQuadratic:
         *,
         scales: Sequence[float] = (0.0,),
         penalties: Sequence[float] = (0.0,),
+        balance: torch.Tensor | None = None,
+        origin: tuple[int, int] = (0, 0),
     ) -> None:
         self.operator = operator
         self.curvature = operator.power(weights)
@@ -140,7 +202,7 @@ class NonNegativeQuadratic:
         self._components: list[_Component] = []
         end = 0
         for scale in scales:
-            component = _Component(operator, self.curvature, scale, end)
+            component = _Component(operator, self.curvature, scale, end, origin)
             self._components.append(component)
             end = component.part.stop
         self._floor = 0.01 / math.sqrt(float(weights.sum())) / len(scales)
@@ -148,6 +210,7 @@ class NonNegativeQuadratic:
         for component, penalty in zip(self._components, penalties, strict=True):
             self._largest[component.part] = len(scales) * component.largest
             self._prices[component.part] = penalty * component.noise
+        self._balance = None if balance is None else self._spread(balance)
 
     @property
     def n_scales(self) -> int:
@@ -168,13 +231,16 @@ class NonNegativeQuadratic:
 
     def divide(self, latent: torch.Tensor) -> torch.Tensor:
         """Return coefficients that share a non-negative image among scales."""
-        shares = (c.step**2 / self.n_scales * latent[:: c.step, :: c.step] for c in self._components)
+        shares = (c.step**2 / self.n_scales * latent[c.places] for c in self._components)
         return torch.cat([share.reshape(-1) for share in shares])
 
     def select(self, z: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Return coefficients (N,) times a plane of latent shape."""
-        planes = [where[:: c.step, :: c.step].reshape(-1) for c in self._components]
-        return z * torch.cat(planes)
+        return z * self._spread(where)
+
+    def _spread(self, plane: torch.Tensor) -> torch.Tensor:
+        """Return the value of a plane of latent shape at each coefficient, (N,)."""
+        return torch.cat([plane[c.places].reshape(-1) for c in self._components])
 
     def penalty(self, z: torch.Tensor) -> float:
         """Return the price of coefficients."""
@@ -189,6 +255,7 @@ class NonNegativeQuadratic:
         *,
         damping: float = 1.0,
         transform: torch.Tensor | None = None,
+        constant: bool = False,
     ) -> torch.Tensor:
         """Return approximate minimisers of a quadratic model plus the price.
 
@@ -205,16 +272,27 @@ class NonNegativeQuadratic:
             Factor by which the curvature is raised.
         transform : `torch.Tensor`, optional
             What `combine` returns for ``z``, if it is known.
+        constant : `bool`, optional
+            Whether the weights of the data term are constant, so that there
+            is nothing to balance.
 
         Notes
         -----
         Accelerated projected gradient. The step of a pixel is scaled with
         its own brightness over that of its surroundings, as in
         multiplicative updates, so that light concentrates into stars soon.
+        A coefficient that momentum has carried uphill goes on without it; to
+        restart all of them would make one part of a tile depend on another.
+
+        With a balance b the curvature is ``b C b``, with C that of constant
+        weights; the unknowns are then ``b z``.
         """
         curvature = self._complex if damping == 1.0 else damping * self._complex
-        curved = self._project(curvature * (self.combine(z) if transform is None else transform))
+        balance = None if constant else self._balance
         slope = self._project(gradient).add_(self._prices)
+        if balance is not None:
+            z, slope, transform = z * balance, slope.div_(balance), None
+        curved = self._project(curvature * (self.combine(z) if transform is None else transform))
         target = curved - slope
         ahead, t = z, 1.0
         for i in range(n_steps):
@@ -224,13 +302,15 @@ class NonNegativeQuadratic:
             if i % 4 == 0:
                 step = self._step_lengths(ahead, curved, damping)
             new = torch.addcmul(ahead, step, slope, value=-1.0).clamp_min_(0.0)
-            move = new - z
-            if float(torch.dot(slope, move)) > 0.0:
-                t = 1.0
             beta, t = momentum(t)
-            ahead = torch.add(new, move, alpha=beta).clamp_min_(0.0) if beta > 0.0 else new
+            if beta > 0.0:
+                move = new - z
+                move.masked_fill_(slope * move > 0.0, 0.0)
+                ahead = torch.add(new, move, alpha=beta).clamp_min_(0.0)
+            else:
+                ahead = new
             z = new
-        return z
+        return z if balance is None else z / balance
 
     def _project(self, transform: torch.Tensor) -> torch.Tensor:
         """Apply the adjoint of `combine`."""

@@ -133,6 +133,12 @@ class ImageMMSettings(_Checked):
         "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
         min=0.0,
     )
+    n_block: int = _setting(
+        20,
+        "Accelerated form: updates between two looks at the tolerance, so that tiles which overlap make the "
+        "same number of updates and agree; 1 looks after each.",
+        min=1,
+    )
     time_limit: float = _setting(0.0, "Stop after this many seconds; 0 means no limit.", min=0.0)
     huber_delta: float = _setting(3.0, "Residual in sigma beyond which the loss is linear.", min=0.01)
     reject_sigma: float = _setting(
