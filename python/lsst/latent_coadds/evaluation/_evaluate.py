@@ -24,12 +24,15 @@ from astropy.table import Table
 
 from lsst.pipe.base import Struct
 
-from ..adapters import CoaddPlanes, parse_oversampling
+from ..adapters import BadInputError, CoaddPlanes, ExposureReader, PatchGrid, parse_oversampling
 from ..qa import CoaddFigures, describe_coadd
+from ..tasks import BuildLatentCoaddTask
 from ._field import Field, FieldSpec
 from ._injection import Injection, inject
 from ._measure import Detected, detect_injected, measure_injected
 from ._sources import SourcePlan, choose_sites, make_sources
+
+_LOG = logging.getLogger(__name__)
 
 _LOWEST = 3.5
 """Significance from which detections are kept, so that others can be chosen."""
@@ -152,20 +155,7 @@ def evaluate_patch(
     allowed = _find_room(before, figures, noise_only)
     sites = choose_sites(allowed, settings.spacing, rng, most=settings.max_sources)
     sources = make_sources(sites + [before.bbox.x.start, before.bbox.y.start], plan, rng)
-    injections: list[Injection] = []
-    for reader in inputs.exposures:
-        injections.append(
-            inject(
-                reader,
-                sources,
-                grid,
-                pixel_scale=before.pixel_scale,
-                seed=int(rng.integers(2**31)),
-                bad=tuple(field.config.bad_mask_planes),
-                saturated=tuple(field.config.saturated_mask_planes),
-                noise_only=noise_only,
-            )
-        )
+    injections = _inject_all(field, inputs, sources, grid, before.pixel_scale, rng, noise_only)
     information = np.sum([injection.information for injection in injections], axis=0)
     with np.errstate(divide="ignore"):
         sources["best_error"] = 1 / np.sqrt(information)
@@ -198,10 +188,43 @@ def evaluate_patch(
     return PatchResult(field.describe(index), noise_only, images)
 
 
+def _inject_all(
+    field: Field,
+    inputs: Struct,
+    sources: Table,
+    grid: PatchGrid,
+    pixel_scale: float,
+    rng: np.random.Generator,
+    noise_only: bool,
+) -> list[Injection]:
+    injections = []
+    for reader in inputs.exposures:
+        seed = int(rng.integers(2**31))
+        try:
+            injection = inject(
+                reader,
+                sources,
+                grid,
+                pixel_scale=pixel_scale,
+                seed=seed,
+                bad=tuple(field.config.bad_mask_planes),
+                saturated=tuple(field.config.saturated_mask_planes),
+                noise_only=noise_only,
+            )
+        except BadInputError as error:
+            # The task would not have used it either.
+            _LOG.warning("Leaving out %s", error)
+            continue
+        injections.append(injection)
+    return injections
+
+
 def _restore(
-    task: object, inputs: Struct, readers: Sequence[object], threshold: float = 5.0
+    task: BuildLatentCoaddTask, inputs: Struct, readers: Sequence[ExposureReader], threshold: float = 5.0
 ) -> tuple[CoaddPlanes, CoaddFigures]:
-    restored = task.run(exposures=readers, patch=inputs.patch, band=inputs.band)  # type: ignore[attr-defined]
+    restored = task.run(
+        exposures=readers, patch=inputs.patch, band=inputs.band, known_calibration=inputs.known_calibration
+    )
     coadd = CoaddPlanes.from_coadd(restored.latent_coadd)
     return coadd, describe_coadd(coadd, threshold=threshold)
 

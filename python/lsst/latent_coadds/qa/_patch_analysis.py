@@ -287,7 +287,7 @@ def _reference_numbers(
         "reference_n_detections": float(len(reference.detections)),
         "reference_depth": reference.depth,
         "reference_sky_rms": reference.sky_rms,
-        "flux_ratio": float(np.median(ratio)) if ratio.size else np.nan,
+        "flux_ratio": float(np.median(ratio)) if ratio.size > 2 else np.nan,
         "flux_ratio_scatter": robust_rms(ratio) if ratio.size > 2 else np.nan,
         "disagreement_density": places / area if area and disagreement is not None else np.nan,
     }
