@@ -183,7 +183,7 @@ def summarise(stars: list[Figures], pairs: list[Figures]) -> dict[str, str]:
     """Return the figures of a column as text."""
     rows = {}
     if stars:
-        table = np.concatenate([np.array(entry["stars"]).reshape(-1, 6) for entry in stars])
+        table = np.concatenate([np.array(entry["stars"]).reshape(-1, 8) for entry in stars])
         signal, error = table[:, 0], table[:, 1]
         rows["flux bias %, S/N 20-300"] = _median(error[signal >= 20])
         for s in (50, 100, 300):
