@@ -20,6 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lsst.daf.butler import Butler, Config
@@ -151,6 +152,15 @@ def test_request_grows_with_the_visits() -> None:
 )
 def test_detectors_that_reach_a_tile(n_visits: int, n_detectors: int, expected: int) -> None:
     assert MemoryRequest().count_overlapping(n_visits, n_detectors) == expected
+
+
+def test_native_pixels_take_more_memory() -> None:
+    registered, native = (MemoryRequest(native=native, cache_memory=0.0) for native in (False, True))
+    # Detectors that hold the whole patch: boxes around a turned tile have
+    # 1 + |sin 2 t| of its area, 1 + 2 / pi in the mean.
+    more = (native.mebibytes(100, 100) - registered.mebibytes(100, 100)) * 2**20
+    assert more == pytest.approx(2 / np.pi * 100 * 112 * 592**2, rel=0.01)
+    assert native.count_overlapping(10, 40) > registered.count_overlapping(10, 40)
 
 
 def test_requests_come_in_few_sizes() -> None:

@@ -50,7 +50,9 @@ def cluster_by_memory(config: BpsConfig, qgraph: PredictedQuantumGraph, name: st
         ``patchSize`` (pixels of the sky map, with the overlap; 4200),
         ``tileSize`` (pixels of the output; 512, or 1024 on a device),
         ``device`` (``cpu``, or ``cuda`` where jobs find a GPU; ``cpu``),
-        ``base`` (MiB; 900) and ``minimum`` (MiB; 1024) are used.
+        ``base`` (MiB of a process that has read nothing; 900, or 3000 on a
+        device, for the libraries of CUDA) and ``minimum`` (MiB; 1024) are
+        used.
     qgraph : `lsst.pipe.base.quantum_graph.PredictedQuantumGraph`
         The quanta.
     name : `str`
@@ -87,16 +89,17 @@ def cluster_by_memory(config: BpsConfig, qgraph: PredictedQuantumGraph, name: st
 
 
 def _read_settings(config: BpsConfig) -> dict[str, Any]:
-    settings: dict[str, Any] = {"patchSize": 4200, "device": "cpu", "base": 900, "minimum": 1024}
+    settings: dict[str, Any] = {"patchSize": 4200, "device": "cpu", "minimum": 1024}
     found, section = config.search(_SECTION)
     given = dict(section.items()) if found and isinstance(section, Mapping) else {}
-    if unknown := set(given) - {*settings, "tileSize"}:
-        known = sorted({*settings, "tileSize"})
+    known = sorted({*settings, "tileSize", "base"})
+    if unknown := set(given) - set(known):
         raise ValueError(f"Unknown settings {sorted(unknown)} in {_SECTION}; the known ones are {known}.")
     settings |= given
     if settings["device"] not in ("cpu", "cuda"):
         raise ValueError(f"{_SECTION}.device is {settings['device']!r}; it must be 'cpu' or 'cuda'.")
-    settings.setdefault("tileSize", 512 if settings["device"] == "cpu" else 1024)
+    on_cpu = settings["device"] == "cpu"
+    settings = {"tileSize": 512 if on_cpu else 1024, "base": 900 if on_cpu else 3000} | settings
     for key in ("patchSize", "tileSize", "base", "minimum"):
         if not isinstance(settings[key], int | float) or not settings[key] > 0:
             raise ValueError(f"{_SECTION}.{key} is {settings[key]!r}; it must be a positive number.")
@@ -122,12 +125,22 @@ def _make_request(node: TaskNode, settings: Mapping[str, Any]) -> MemoryRequest:
     return MemoryRequest(
         restorer=task_config.restorer.name,
         on_device=settings["device"] == "cuda" and task_config.device != "cpu",
+        native=_is_turned(task_config),
         patch_size=settings["patchSize"] * float(parse_oversampling(task_config.oversampling)),
         tile_size=task_config.tile_size or int(settings["tileSize"]),
         halo=MemoryRequest.halo if task_config.halo is None else task_config.halo,
         cache_memory=task_config.cache_memory,
         base=float(settings["base"]),
     )
+
+
+def _is_turned(task_config: BuildLatentCoaddConfig) -> bool:
+    """Return whether exposures keep pixels that are turned against the patch's."""
+    if task_config.input_kind == "warps":
+        return False
+    if task_config.geometry == "auto":
+        return getattr(task_config.restorer.apply(), "prefers_native", False)
+    return task_config.geometry == "native"
 
 
 def _count_inputs(path: str, node: TaskNode, quanta: Iterable[uuid.UUID]) -> dict[uuid.UUID, tuple[int, int]]:

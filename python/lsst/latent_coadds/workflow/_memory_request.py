@@ -19,6 +19,9 @@ from ..tasks._tile_plan import GIB, HOST_MODEL, PLANE_BYTES
 
 MIB = 2.0**20
 
+_BOX_OF_ROTATED_SQUARE = 1.0 + 2.0 / math.pi
+"""Mean area of the box around a square of unit side that is turned by any angle."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryRequest:
@@ -31,6 +34,9 @@ class MemoryRequest:
     on_device : `bool`, optional
         Whether a device other than the CPU does the work; the host then
         holds the exposures of a tile only.
+    native : `bool`, optional
+        Whether the exposures keep their own pixels, which may be turned
+        against those of the tile.
     patch_size : `float`, optional
         Side of a patch with its overlap, in pixels of the output.
     tile_size, halo : `int`, optional
@@ -52,11 +58,17 @@ class MemoryRequest:
 
     restorer: str = "imagemm"
     on_device: bool = False
+    native: bool = False
     patch_size: float = 4200.0
     tile_size: int = 512
     halo: int = 40
     cache_memory: float = 1.0
     base: float = 900.0
+
+    @property
+    def _box_area(self) -> float:
+        """Pixels of an exposure for each pixel of a tile (`float`)."""
+        return _BOX_OF_ROTATED_SQUARE if self.native else 1.0
 
     def count_overlapping(self, n_visits: int, n_detectors: int) -> int:
         """Return how many detectors reach a tile.
@@ -80,7 +92,7 @@ class MemoryRequest:
         """
         if n_visits < 1:
             return 0
-        outer = min(self.tile_size, self.patch_size) + 2 * self.halo
+        outer = (min(self.tile_size, self.patch_size) + 2 * self.halo) * math.sqrt(self._box_area)
         per_visit = max(1.0, n_detectors / n_visits)
         inverse_width = (math.sqrt(per_visit) - 1.0) / (self.patch_size + 2 * self.halo)
         return min(n_detectors, math.ceil(n_visits * (1.0 + outer * inverse_width) ** 2 - 1e-9))
@@ -102,7 +114,8 @@ class MemoryRequest:
         side = math.ceil(min(self.tile_size, self.patch_size)) + 2 * self.halo
         model = HOST_MODEL if self.on_device else estimate_memory(self.restorer)
         needed = self.base * MIB + PLANE_BYTES * self.patch_size**2
-        needed += model.bytes((side, side), self.count_overlapping(n_visits, n_detectors))
+        n_exposures = math.ceil(self._box_area * self.count_overlapping(n_visits, n_detectors))
+        needed += model.bytes((side, side), n_exposures)
         # The cache takes a quarter of all memory at most.
         needed = min(needed + self.cache_memory * GIB, needed / 0.75)
         return math.ceil(needed / MIB)
