@@ -239,7 +239,7 @@ class ConvolutionOperator:
 
         Parameters
         ----------
-        weight : `torch.Tensor`, shape (T, *data_shape)
+        weight : `torch.Tensor`, shape ``(T, *data_shape)``
             Weight of each pixel.
 
         Returns
