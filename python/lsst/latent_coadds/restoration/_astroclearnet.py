@@ -26,7 +26,7 @@ from ._imagemm import make_correction, make_operator, split_target, stamp_size
 from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
-from ._learned_restorer import Preparation, Weights, restore_learned
+from ._learned_restorer import Preparation, Respond, Weights, restore_learned
 from ._member import Twin
 from ._network import LatentNetwork, PublishedNetwork
 from ._problem import Region, TrainingProblem
@@ -114,6 +114,7 @@ def prepare(
         make_network=make_network,
         predict=predict,
         respond=respond,
+        spread=spread,
         quadratic=quadratic,
         output=Output(operator, correction, remainder),
         psf=target,
@@ -140,7 +141,7 @@ def training_options(settings: AstroClearNetSettings) -> TrainingOptions:
 _Parts = tuple[
     Callable[[], nn.Module],
     Callable[[nn.Module, Region, int | None], torch.Tensor],
-    Callable[[nn.Module, HuberFidelity], torch.Tensor],
+    Respond,
     Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None,
 ]
 
@@ -169,7 +170,7 @@ def _improved(
         ).to(data)
 
     def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
-        return predictor.predict(network, predictor.encode(problem.image), (rows, columns))
+        return predictor.predict(network, predictor.encode(_refill(stack, problem)), (rows, columns))
 
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return predictor.predict(network, inputs, region, turn)
@@ -212,4 +213,14 @@ def _published(
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return sigma * network(inputs[:, region[0], region[1]])
 
-    return (make_network, predict, lambda network, problem: sigma * network(scaled(problem.image)), None)
+    def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
+        return sigma * network(scaled(_refill(stack, problem)))
+
+    return make_network, predict, respond, None
+
+
+def _refill(stack: ExposureStack, problem: HuberFidelity) -> torch.Tensor:
+    """Return data (T, h, w) of a data term with gaps filled as those of the stack are."""
+    other = stack.without(problem.inverse_sigma == 0)
+    other.image = torch.where(other.good, problem.image, torch.zeros_like(problem.image))
+    return fill_data(other, direct_coadd(other, DirectSettings(clip=True)))

@@ -41,7 +41,7 @@ from ._restoration import Restoration
 from ._settings import CombinedSettings, DirectSettings
 from ._stack import ExposureStack
 from ._training import TrainingOptions
-from ._uncertainty import find_sources, refit
+from ._uncertainty import Bootstrap
 
 
 @dataclasses.dataclass
@@ -135,7 +135,16 @@ def prepare(
     subset = subset.without(rejected)
     fit = fit_accelerated(training, seed.quadratic, fit.coefficients, settings)
     seed = dataclasses.replace(seed, coefficients=fit.coefficients)
-    found = find_sources(training, seed.quadratic)
+    # The network sees the seed without its correction.
+    bootstrap = Bootstrap(
+        seed.quadratic,
+        training,
+        split_target(settings)[0],
+        fit.transform,
+        fit.gradient,
+        fit.transform,
+        settings.target_fwhm,
+    )
     coadd = direct_coadd(subset, DirectSettings(clip=True))
     timings = {"imagemm": time.perf_counter() - start}
     operator = make_operator(stack, settings.target_fwhm, 0.0)
@@ -152,7 +161,7 @@ def prepare(
     rows, columns = (slice(0, n) for n in operator.latent_shape)
 
     def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
-        again = refit(seed.quadratic, problem, seed.quadratic.select(seed.coefficients, found))[1]
+        again, _ = bootstrap.refit(problem, seed.coefficients)
         return predictor.predict(network, predictor.encode(problem.image, seed.image(again)), (rows, columns))
 
     correction = make_correction(quadratic, training, settings.target_fwhm, settings)
@@ -163,6 +172,7 @@ def prepare(
         make_network=lambda: LatentNetwork(predictor.n_features, width=settings.width).to(stack.image),
         predict=lambda network, region, turn: predictor.predict(network, inputs, region, turn),
         respond=respond,
+        spread=settings.target_fwhm,
         quadratic=quadratic,
         output=Output(operator, correction, gaussian_kernel(0.0, 1)),
         psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),

@@ -40,7 +40,7 @@ from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._restoration import Restoration
 from ._settings import AstroClearNetSettings, DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
-from ._uncertainty import realize_noise, smooth_variance
+from ._uncertainty import Bootstrap, smooth_variance
 
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
@@ -138,14 +138,10 @@ def restore_imagemm(
 
     corrected = correct(fit.transform, fit.gradient)
     image = narrow(corrected)
-    realizations = realize_noise(
-        fidelity,
-        quadratic,
-        fit.coefficients,
-        lambda transform, gradient: narrow(correct(transform, gradient)),
-        settings.n_realizations,
-        generator,
+    bootstrap = Bootstrap(
+        quadratic, fidelity, spread, fit.transform, fit.gradient, corrected, settings.target_fwhm
     )
+    realizations = bootstrap.realize(fit.coefficients, correct, narrow, settings.n_realizations, generator)
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
     lifted = operator.lift(corrected)
     variance = smooth_variance(realizations, image) if len(realizations) else coadd.variance

@@ -32,8 +32,10 @@ _FEWEST = 24
 _MOST = 1.5
 """Largest factor by which missing exposures raise the errors of the sky."""
 
-_SOURCE = 5.0
-"""A measurement above this many of its errors in the sky is on a source."""
+_SOURCE, _RESTLESS = 5.0, 2.0
+"""A measurement is on a source if it is above the first of these in units of
+its errors in the sky, or if its errors are above the second.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +105,8 @@ class ErrorModel:
     is bounded by quantiles of these errors, each in units of what the
     variance plane expects there (which knows about missing exposures).
 
-    A measurement is on a source if it exceeds five errors of the sky.
+    A measurement is on a source if it exceeds five errors of the sky, or if
+    the realizations differ there twice as much as in the sky.
     """
 
     def __init__(
@@ -179,10 +182,11 @@ class ErrorModel:
         if n < 2:
             half = student_quantile(0.5 + 0.5 * level, math.inf) * math.hypot(white, more)
             return Interval(value, 0.0, math.hypot(white, more), value - half, value + half, level, False)
+        errors = self.realizations[:, rows, columns][:, used].astype(np.float64) @ w
         sky = self._sky_errors(weights, white)
-        on_source = not sky.size or abs(value) > _SOURCE * float(np.sqrt(np.mean(sky**2)))
+        spread = float(np.sqrt(np.mean(sky**2))) if sky.size else 0.0
+        on_source = abs(value) > _SOURCE * spread or float(np.mean(errors**2)) > (_RESTLESS * spread) ** 2
         if on_source:
-            errors = self.realizations[:, rows, columns][:, used].astype(np.float64) @ w
             bias = float(errors.mean())
             error = float(errors.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
             half = student_quantile(0.5 + 0.5 * level, n - 1) * error
@@ -233,7 +237,7 @@ class ErrorModel:
         errors = np.tensordot(noise, stamp, axes=2).reshape(len(every), -1)
         sky = finite & (scale <= 1.5 * np.quantile(scale[finite], 0.2))
         # Near a source the variance plane says less about the sky.
-        factor = np.minimum(white / scale[sky], _MOST)
+        factor = np.clip(white / np.median(scale[sky]), 1.0, _MOST)
         return (errors[:, sky] * factor).reshape(-1)
 
 

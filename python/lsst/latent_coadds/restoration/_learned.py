@@ -37,7 +37,7 @@ from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
 from ._training import Training
-from ._uncertainty import find_sources, perturb, smooth_variance
+from ._uncertainty import Bootstrap, find_sources, smooth_variance
 
 LARGEST_EXPONENT = 16.0
 """Bound of asinh(signal / noise): a signal of four million sigma."""
@@ -233,17 +233,24 @@ class Output:
     correction: AdaptiveCorrection | ResidualCorrection | None
     remainder: torch.Tensor
 
-    def correct(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
-        """Return the padded transform of the corrected latent image."""
-        transform = self.operator.transform(latent)
-        if self.correction is None:
-            return transform
-        return self.correction.correct(transform, evaluate(self.operator, fidelity, transform)[1])
+    def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of the corrected latent image.
 
-    def finish(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
-        """Return the final image (H, W)."""
-        image = self.operator.untransform(self.correct(latent, fidelity))
-        return self.operator.crop(convolve(image, self.remainder))
+        Parameters
+        ----------
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image and of the gradient there.
+        """
+        return transform if self.correction is None else self.correction.correct(transform, gradient)
+
+    def narrow(self, corrected: torch.Tensor) -> torch.Tensor:
+        """Return the final image (H, W) from what `correct` returns."""
+        return self.operator.crop(convolve(self.operator.untransform(corrected), self.remainder))
+
+    def respond(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
+        """Return `correct` of a latent image that was made of the data of a data term."""
+        transform = self.operator.transform(latent)
+        return self.correct(transform, evaluate(self.operator, fidelity, transform)[1])
 
 
 def check_not_empty(problem: TrainingProblem, quadratic: NonNegativeQuadratic, latent: torch.Tensor) -> None:
@@ -269,6 +276,7 @@ def describe(
     result: Training,
     respond: Callable[[HuberFidelity], torch.Tensor],
     *,
+    spread: float,
     settings: Any,
     method: str,
     psf: torch.Tensor,
@@ -289,7 +297,9 @@ def describe(
         What was trained.
     respond : `~collections.abc.Callable`
         Returns the latent image that the restorer, with its weights as they
-        are, makes of other data without gaps.
+        are, makes of the data of another data term.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
     settings, method, psf, timings
         As in `Restoration`.
     generator : `torch.Generator`
@@ -299,22 +309,23 @@ def describe(
     latent, rejected = result.latents[0], result.rejected[0]
     whole = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
     fidelity = whole.without(rejected)
-    image = output.finish(latent, fidelity)
     operator = output.operator
-    sources = latent * find_sources(fidelity, quadratic)
-    quiet = operator.transform(sources)
-    calm = operator.forward(sources)
-    undisturbed = HuberFidelity(calm, fidelity.inverse_sigma, fidelity.delta)
-    reference = output.finish(respond(undisturbed), undisturbed)
-    replicas = [
-        output.finish(respond(replica), replica) - reference
-        for replica in perturb(operator, fidelity, quiet, settings.n_realizations, generator)
-    ]
-    realizations = torch.stack(replicas) if replicas else image.new_zeros((0, *stack.shape))
-    variance = (
-        smooth_variance(realizations, image) if replicas else direct_coadd(stack, DirectSettings()).variance
+    transform = operator.transform(latent)
+    gradient = evaluate(operator, fidelity, transform)[1]
+    corrected = output.correct(transform, gradient)
+    image = output.narrow(corrected)
+    bootstrap = Bootstrap(quadratic, fidelity, spread, transform, gradient, corrected, settings.target_fwhm)
+    images = (
+        output.narrow(output.respond(respond(problem), problem))
+        for problem in bootstrap.replicate(settings.n_realizations, generator)
     )
-    lifted = operator.lift(output.correct(latent, fidelity))
+    realizations = bootstrap.compare(images, output.narrow, generator)
+    variance = (
+        smooth_variance(realizations, image)
+        if len(realizations)
+        else direct_coadd(stack, DirectSettings()).variance
+    )
+    lifted = operator.lift(corrected)
     timings["uncertainty"] = time.perf_counter() - start
     return assemble(
         stack,

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Preparation", "Weights", "restore_learned", "train_network")
+__all__ = ("Preparation", "Respond", "Weights", "restore_learned", "train_network")
 
 import dataclasses
 import functools
@@ -32,6 +32,7 @@ from ._training import Training, TrainingOptions, apply, train
 
 Weights = dict[str, torch.Tensor]
 ProgressCallback = Callable[[int, int, float], None]
+Respond = Callable[[nn.Module, HuberFidelity], torch.Tensor]
 
 
 @dataclasses.dataclass
@@ -50,7 +51,10 @@ class Preparation:
         Returns the latent image of a region, from the network, for inputs
         turned in one of eight ways, or the mean of all.
     respond : `~collections.abc.Callable`
-        Returns the latent image of other data without gaps, from the network.
+        Returns the latent image of the data of another data term, from the
+        network.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
     quadratic : `NonNegativeQuadratic`
         The problem, to find sources with.
     output : `Output`
@@ -70,7 +74,8 @@ class Preparation:
     rejected: torch.Tensor
     make_network: Callable[[], nn.Module]
     predict: Callable[[nn.Module, Region, int | None], torch.Tensor]
-    respond: Callable[[nn.Module, HuberFidelity], torch.Tensor]
+    respond: Respond
+    spread: float
     quadratic: NonNegativeQuadratic
     output: Output
     psf: torch.Tensor
@@ -209,6 +214,7 @@ def restore_learned(
         preparation.output,
         result,
         lambda fidelity: preparation.respond(network, fidelity),
+        spread=preparation.spread,
         settings=settings,
         method=method,
         psf=preparation.psf,

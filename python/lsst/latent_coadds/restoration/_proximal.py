@@ -242,6 +242,18 @@ class NonNegativeQuadratic:
         """Return the value of a plane of latent shape at each coefficient, (N,)."""
         return torch.cat([plane[c.places].reshape(-1) for c in self._components])
 
+    def scatter(self, x: torch.Tensor, y: torch.Tensor, flux: torch.Tensor) -> torch.Tensor:
+        """Return coefficients (N,) of the first scale for points, shared bilinearly."""
+        z = torch.zeros_like(self._prices)
+        height, width = self._components[0].shape
+        left, top = x.floor(), y.floor()
+        for right, share in ((0, 1.0 - x + left), (1, x - left)):
+            column = (left.long() + right).clamp(0, width - 1)
+            for below, part in ((0, 1.0 - y + top), (1, y - top)):
+                row = (top.long() + below).clamp(0, height - 1)
+                z.index_add_(0, row * width + column, (flux * share * part).clamp_min(0.0).to(z))
+        return z
+
     def penalty(self, z: torch.Tensor) -> float:
         """Return the price of coefficients."""
         parts = (z[c.part].sum(dtype=torch.float64) * self._prices[c.part.start] for c in self._components)
