@@ -27,7 +27,7 @@ from lsst.latent_coadds.restoration import (
     restore,
 )
 from lsst.latent_coadds.restoration._psf_spline import PsfSpline, stretch_matrix
-from lsst.latent_coadds.restoration._star_finder import stellar_locus
+from lsst.latent_coadds.restoration._star_finder import cut_stamps, find_sources_to_fit, stellar_locus
 from lsst.latent_coadds.restoration._star_fit import StarFit, StarStamps, initial_stars
 
 SIZE = 104
@@ -250,6 +250,21 @@ def test_galaxies_do_not_widen_psfs():
     assert calibration.reference == "stars"
     right = widths(calibration.apply(stack).psf) / widths(torch.from_numpy(truth)) - 1.0
     assert abs(right).max() < 0.015
+
+
+@pytest.mark.parametrize("width", [3.1, 3.4, 3.7, 4.0, 4.3])
+def test_stars_are_seen_whatever_the_width_of_psfs(width):
+    psf = profile(width)
+    image = torch.from_numpy(1000.0 * draw(psf, 61, 61, 30.2, 29.7))[None]
+    good = torch.ones_like(image, dtype=torch.bool)
+    stack = ExposureStack(image, torch.ones_like(image), good, torch.from_numpy(stamp(psf))[None])
+    found = find_sources_to_fit(stack, 30.0, 10)
+    nothing = torch.zeros_like(image)
+    (block,) = cut_stamps(stack, stack.psf, found, nothing, nothing[:, 0, 0], [0], 0)
+    assert block.stars.tolist() == [0]
+    stack.good[:, :, 28:31] = False
+    holed = stack.without(~stack.good)
+    assert not cut_stamps(holed, stack.psf, found, nothing, nothing[:, 0, 0], [0], 0)
 
 
 def test_stellar_locus():

@@ -174,8 +174,9 @@ def cut_stamps(
         inside = (distance <= found.radius) & (pixels >= 0)
         weight = torch.where(inside & torch.isfinite(variance), 1.0 / variance, torch.zeros_like(variance))
         core = distance <= 0.5 * found.core
-        expected = math.pi * (0.5 * found.core) ** 2
-        share = (area * core * (weight > 0)).sum(dim=1) / expected
+        # A disc of a few pixels has not quite the area of a circle, and part of it may lie outside.
+        whole = (area * core).sum(dim=1).clamp_min(0.7 * math.pi * (0.5 * found.core) ** 2)
+        share = (area * core * (weight > 0)).sum(dim=1) / whole
         seen = torch.nonzero(share > _LEAST_CORE).flatten()
         if not len(seen):
             continue
