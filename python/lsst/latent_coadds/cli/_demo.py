@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from ..simulation import SceneMismatchError, SceneSettings, simulate
+from ._pages import write_run_pages
 from ._pipetask import run_command, run_pipeline
 from ._report import write_report
 from ._scene_options import scene_options
@@ -28,7 +29,7 @@ from ._scene_options import scene_options
     default="demo",
     show_default=True,
     type=click.Path(file_okay=False, path_type=Path),
-    help="Directory for the repository, the truth and the comparison.",
+    help="Directory for the repository, the truth, the comparison and the pages.",
 )
 @click.option(
     "-j", "--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Number of processes."
@@ -50,20 +51,20 @@ def command(output: Path, jobs: int, restorer: str, **scene: Any) -> None:
     except (SceneMismatchError, FileExistsError) as e:
         raise click.ClickException(str(e)) from e
     click.echo(f"{settings.n_visits} visits of {settings.n_detectors} detectors are in {repo}.")
-    collections = {"plain": "LatentSim/direct", "latent": f"LatentSim/{restorer}"}
-    _announce(2, "Plain coadd, for comparison")
-    run_pipeline(repo, settings, output=collections["plain"], restorer="direct", jobs=jobs)
-    _announce(3, "Latent coadd")
-    run_pipeline(repo, settings, output=collections["latent"], restorer=restorer, jobs=jobs)
-    _announce(4, "Outputs")
-    where = ",".join(collections.values())
-    run_command(["butler", "query-datasets", repo, "latent_coadd*", "--collections", where])
-    _announce(5, "Comparison with the truth")
-    text, paths = write_report(output, settings, collections)
+    collection = f"LatentSim/{restorer}"
+    _announce(2, "Latent coadd, plain coadd for comparison, and their analysis")
+    run_pipeline(repo, settings, output=collection, restorer=restorer, jobs=jobs)
+    _announce(3, "Outputs")
+    run_command(["butler", "query-datasets", repo, "*_coadd*", "--collections", collection])
+    _announce(4, "Comparison with the truth")
+    text, paths = write_report(output, settings, collection)
     click.echo(text)
     for path in paths:
         click.echo(f"Written: {path}")
+    _announce(5, "Pages to look at")
+    page = write_run_pages(str(repo), collection, output / "report")
     click.echo(f"Done in {time.monotonic() - started:.0f} s. The repository stays in {repo}.")
+    click.echo(f"Open in a browser: {page.resolve().as_uri()}")
 
 
 def _announce(number: int, text: str) -> None:

@@ -83,7 +83,9 @@ class PatchView:
         return self.coadd.psf.compute_kernel_image(x=tx, y=ty).array
 
 
-def read_patch(butler: Butler, settings: SceneSettings, patch: int, collection: str) -> PatchView:
+def read_patch(
+    butler: Butler, settings: SceneSettings, patch: int, collection: str, name: str = "latent_coadd"
+) -> PatchView:
     """Read a coadd and its metrics.
 
     Parameters
@@ -96,6 +98,8 @@ def read_patch(butler: Butler, settings: SceneSettings, patch: int, collection: 
         ID of the patch.
     collection : `str`
         Where the coadd is.
+    name : `str`, optional
+        Name of its dataset type.
 
     Returns
     -------
@@ -104,8 +108,8 @@ def read_patch(butler: Butler, settings: SceneSettings, patch: int, collection: 
     """
     data_id = {"skymap": settings.skymap, "tract": 0, "patch": patch, "band": settings.band}
     return PatchView(
-        butler.get("latent_coadd", data_id, collections=collection),
-        butler.get("latent_coadd_metrics", data_id, collections=collection),
+        butler.get(name, data_id, collections=collection),
+        butler.get(f"{name}_metrics", data_id, collections=collection),
         settings.sky_map.tracts[0].patches[patch].inner_bbox,
     )
 

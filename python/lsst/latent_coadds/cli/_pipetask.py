@@ -25,7 +25,10 @@ from lsst.daf.butler.registry import MissingDatasetTypeError
 
 from ..simulation import CALEXP_RUN, SceneSettings
 
-_OUTPUTS = ("latent_coadd", "latent_coadd_n_image", "latent_coadd_metrics")
+_OUTPUTS = (
+    *("latent_coadd", "latent_coadd_n_image", "latent_coadd_metrics"),
+    *("direct_coadd", "direct_coadd_metrics", "latent_coadd_analysis"),
+)
 
 
 def find_executable(name: str) -> str:
@@ -82,7 +85,7 @@ def _quote(word: str) -> str:
 
 
 def run_pipeline(repo: Path, settings: SceneSettings, *, output: str, restorer: str, jobs: int) -> None:
-    """Build the coadds of a simulated scene, where they are missing.
+    """Build and analyze the coadds of a simulated scene, where they are missing.
 
     Parameters
     ----------
@@ -102,7 +105,7 @@ def run_pipeline(repo: Path, settings: SceneSettings, *, output: str, restorer: 
     if state == "complete":
         click.echo(f"{output} is complete already.")
         return
-    pipeline = resources.files("lsst.latent_coadds") / "resources" / "pipelines" / "latent_coadd.yaml"
+    pipeline = resources.files("lsst.latent_coadds") / "resources" / "pipelines" / "latent_coadd_qa.yaml"
     query = f"skymap='{settings.skymap}' AND tract=0 AND band='{settings.band}'"
     command: list[str | os.PathLike[str]] = [
         *("pipetask", "run", "-b", repo, "-i", f"{CALEXP_RUN},skymaps", "-o", output),
@@ -136,6 +139,8 @@ def _state(butler: Butler, settings: SceneSettings, output: str) -> str:
             stored = butler.stored_many(refs)
             if {ref.dataId["patch"] for ref in refs if stored[ref]} != expected:
                 return "begun"
+        if not butler.query_datasets("latent_coadd_summary", output, explain=False):
+            return "begun"
     except MissingCollectionError:
         return "absent"
     except MissingDatasetTypeError:

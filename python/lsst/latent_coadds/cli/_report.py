@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ("write_report",)
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,14 @@ from ..qa import (
 from ..simulation import SceneSettings, read_truth
 from ._patch_view import PatchView, read_patch, show_exposure
 
+_DATASET_TYPES = {"plain": "direct_coadd", "latent": "latent_coadd"}
 _APERTURE = 7.0
 _GALAXY_APERTURE = 10.0
 _MAGNITUDE_EDGES = (19.0, 22.0, 23.5, 25.0)
 _SNR_EDGES = (10.0, 30.0, 100.0, 300.0, 1e4)
 
 
-def write_report(
-    root: Path, settings: SceneSettings, collections: Mapping[str, str]
-) -> tuple[str, list[Path]]:
+def write_report(root: Path, settings: SceneSettings, collection: str) -> tuple[str, list[Path]]:
     """Compare both coadds of a simulated scene with the truth.
 
     Parameters
@@ -50,8 +49,8 @@ def write_report(
         Directory with ``repo`` and ``truth``; the report is written to it.
     settings : `SceneSettings`
         The scene.
-    collections : mapping [`str`, `str`]
-        Collections of the ``"plain"`` and the ``"latent"`` coadds.
+    collection : `str`
+        Collection of the coadds.
 
     Returns
     -------
@@ -68,7 +67,10 @@ def write_report(
     paths = []
     for patch in settings.sky_map.tracts[0].patches:
         truth, catalog = read_truth(root / "truth", patch)
-        views = {name: read_patch(butler, settings, patch, where) for name, where in collections.items()}
+        views = {
+            name: read_patch(butler, settings, patch, collection, dataset_type)
+            for name, dataset_type in _DATASET_TYPES.items()
+        }
         local = _local_catalog(catalog, views["plain"])
         stars += _measure_stars(views, local)
         galaxies += _measure_galaxies(views, truth, local)
