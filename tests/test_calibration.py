@@ -221,6 +221,23 @@ def test_stars_tell_the_width_of_psfs(common):
     assert float(restore(corrected, n_realizations=0).chi2.mean()) < 1.05
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("imagemm", {"form": "published", "n_iter": 5}),
+        ("astroclearnet", {"n_iter": 3}),
+        ("combined", {"network_steps": 2}),
+    ],
+)
+def test_any_restorer_takes_calibrated_exposures(method, settings):
+    stack, _ = make_stack()
+    calibration = ExposureCalibration.identity(stack.names)
+    calibration.parameters[:, 5] = torch.tensor([0.1, -0.1, 0.0, 0.05])
+    calibration.parameters[:, 0] = 0.05
+    result = restore(calibration.apply(stack), method, n_realizations=0, **settings)
+    assert bool(torch.isfinite(result.image).all())
+
+
 def test_right_psfs_stay():
     stack, _ = make_stack()
     calibration = calibrate_exposures(stack)
