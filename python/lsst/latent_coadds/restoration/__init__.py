@@ -8,9 +8,9 @@
 
 """Restoration of co-registered exposures, with torch and numpy alone."""
 
-from ._device_share import *
 from ._assemble import *
 from ._calibrate import *
+from ._device_share import *
 from ._direct import *
 from ._errors import *
 from ._exposure_calibration import *
@@ -27,6 +27,7 @@ from ._resample import *
 from ._restoration import *
 from ._restore import *
 from ._settings import *
+from ._significance import *
 from ._stack import *
 from ._stream import *
 from ._weights import *

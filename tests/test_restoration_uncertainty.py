@@ -1,0 +1,173 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Errors of restored images, intervals and detection."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lsst.latent_coadds.restoration import (
+    ErrorModel,
+    ExposureStack,
+    gaussian_kernel,
+    make_significance,
+    measure_depth,
+    measure_interval,
+    restore,
+)
+from lsst.latent_coadds.restoration._imagemm import make_operator
+from lsst.latent_coadds.restoration._point_sources import MatchedFilter
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._student import student_quantile
+
+SIZE = 96
+
+
+def make_stack(seed: int, sources: list[tuple[float, float, float]], sigma: float = 0.3) -> ExposureStack:
+    """Draw four exposures of Gaussian PSFs, in closed form, with a masked strip."""
+    rng = np.random.default_rng(seed)
+    widths = np.array([3.0, 3.6, 4.2, 4.8]) / 2.35482
+    y, x = np.mgrid[:SIZE, :SIZE]
+    image = rng.normal(size=(4, SIZE, SIZE)) * sigma
+    for px, py, flux in sources:
+        for t, w in enumerate(widths):
+            image[t] += flux / (2 * np.pi * w**2) * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * w**2))
+    good = np.ones(image.shape, dtype=bool)
+    good[0, 30:50] = False
+    psf = torch.stack([gaussian_kernel(2.35482 * w, 33) for w in widths])
+    return ExposureStack(image, np.full(image.shape, sigma**2), good, psf)
+
+
+@pytest.mark.parametrize(
+    ("probability", "n", "value"),
+    [
+        (0.975, 1, 12.706205),
+        (0.975, 3, 3.182446),
+        (0.84, 2, 1.311578),
+        (0.975, 15, 2.131450),
+        (0.975, np.inf, 1.959964),
+    ],
+)
+def test_student_quantile(probability: float, n: float, value: float) -> None:
+    assert student_quantile(probability, n) == pytest.approx(value, rel=1e-6)
+    assert student_quantile(1.0 - probability, n) == pytest.approx(-value, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 4, 16])
+def test_interval_covers_correlated_gaussian_errors_for_any_number_of_realizations(n: int) -> None:
+    rng = np.random.default_rng(n)
+    hits = {0.68: 0, 0.95: 0}
+    trials = 1000
+    y, x = np.mgrid[:40, :40]
+    # Correlated over the diagonal, with a bias of 0.7; the source is at (20, 20).
+    for _ in range(trials):
+        noise = rng.normal(size=(n + 1, 42, 42))
+        errors = noise[:, 1:-1, 1:-1] + 0.6 * noise[:, 2:, 2:] + 0.7
+        truth = 300.0 * np.exp(-((x - 20) ** 2 + (y - 20) ** 2) / 8.0)
+        model = ErrorModel(truth + errors[0], np.ones(truth.shape), errors[1:])
+        weights = np.ones((3, 3))
+        for level in hits:
+            interval = model.interval(weights, level, corner=(19, 19))
+            assert interval.on_source
+            hits[level] += interval.low <= truth[19:22, 19:22].sum() <= interval.high
+    for level, count in hits.items():
+        assert abs(count / trials - level) < 3.5 * np.sqrt(level * (1 - level) / trials)
+
+
+def test_interval_in_the_sky_knows_that_errors_are_not_gaussian() -> None:
+    rng = np.random.default_rng(5)
+    hits = 0
+    for _ in range(300):
+        # Mostly nothing, and specks in 3 % of all pixels.
+        errors = rng.normal(size=(9, 40, 40)) * np.where(rng.uniform(size=(9, 40, 40)) < 0.03, 1.0, 0.05)
+        model = ErrorModel(errors[0], np.full((40, 40), errors.var()), errors[1:])
+        interval = model.interval(np.ones((1, 1)), 0.68, corner=(20, 20))
+        hits += interval.low <= 0.0 <= interval.high
+    assert abs(hits / 300 - 0.68) < 0.1
+
+
+def test_interval_of_white_noise_is_exact_without_realizations() -> None:
+    stack = make_stack(1, [(48.0, 60.0, 30.0)])
+    result = restore(stack, "direct")
+    weights = np.ones((5, 5))
+    interval = measure_interval(result, weights, 0.95, corner=(60, 46))
+    # The sum of 25 pixels of the mean of four exposures.
+    assert interval.error == pytest.approx(np.sqrt(25 / 4) * 0.3, rel=1e-5)
+    assert interval.high - interval.low == pytest.approx(2 * 1.959964 * interval.error, rel=1e-5)
+    wider = measure_interval(result, weights, 0.95, corner=(60, 46), relative_error=0.5)
+    assert wider.error == pytest.approx(np.hypot(interval.error, 0.5 * abs(interval.value)), rel=1e-5)
+
+
+def test_bad_measurements_are_named() -> None:
+    model = ErrorModel(np.zeros((8, 8)), np.full((8, 8), np.inf))
+    assert np.isnan(model.interval(np.ones((2, 2))).low)
+    with pytest.raises(ValueError, match="leave the image"):
+        model.interval(np.ones((4, 4)), corner=(6, 6))
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        model.interval(np.ones((2, 2)), 68.0)
+    with pytest.raises(ValueError, match=r"give \(N, H, W\)"):
+        ErrorModel(np.zeros((8, 8)), np.ones((8, 8)), np.zeros((2, 4, 4)))
+
+
+def test_points_are_found_at_their_places_and_measured() -> None:
+    sources = [(30.3, 66.8, 40.0), (36.1, 70.2, 25.0), (70.6, 20.4, 60.0)]
+    stack = make_stack(2, sources, sigma=0.02)
+    operator = make_operator(stack, 1.0, 0.0)
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    matched = MatchedFilter(quadratic, 1.0)
+    zero = operator.transform(torch.zeros(operator.latent_shape))
+    weight = stack.inverse_variance
+    gradient = -operator.transform(operator.adjoint(weight * stack.image))
+    points = matched.find(matched.signal(zero, gradient))
+    for px, py, flux in sources:
+        offset = torch.hypot(points.x - operator.margin - px, points.y - operator.margin - py)
+        k = int(offset.argmin())
+        assert float(offset[k]) < 0.05
+        assert float(points.flux[k]) == pytest.approx(flux, rel=0.03)
+    # In closed form: the sum of squared PSFs over the variance, for four exposures.
+    widths = np.array([3.0, 3.6, 4.2, 4.8]) / 2.35482
+    assert matched.flux_error == pytest.approx(
+        (1 / (4 * np.pi * widths**2) / 0.02**2).sum() ** -0.5, rel=0.01
+    )
+
+
+def test_significance_of_noise_is_a_standard_gaussian_in_spite_of_masks() -> None:
+    values = torch.cat([make_significance(make_stack(s, []), clip=False).image for s in range(6)])
+    assert float(values.mean()) == pytest.approx(0.0, abs=0.05)
+    assert float(values.std()) == pytest.approx(1.0, abs=0.03)
+    assert float((values > 2.0).double().mean()) == pytest.approx(0.0228, abs=0.006)
+    masked = torch.cat([make_significance(make_stack(s, []), clip=False).image[34:46] for s in range(6)])
+    assert float(masked.std()) == pytest.approx(1.0, abs=0.08)
+
+
+def test_half_of_the_sources_at_the_threshold_are_found() -> None:
+    stack = make_stack(3, [(48.0, 60.0, 100.0)])
+    depth = measure_depth(stack, generator=torch.Generator().manual_seed(1), n_sources=100)
+    assert depth.completeness[0] < 0.2 and depth.completeness[-1] > 0.95
+    assert 4.0 < depth.limiting_signal_to_noise < 5.3
+    assert depth.n_found >= 1 and depth.n_false <= 1
+    error = make_significance(stack).flux_error
+    assert make_significance(stack).limiting_flux() == pytest.approx(5 * float(error.median()), rel=1e-6)
+
+
+def test_realizations_of_a_restoration_predict_its_aperture_fluxes() -> None:
+    y, x = np.mgrid[:SIZE, :SIZE]
+    misses, widths = [], []
+    for seed in range(4):
+        sources = [(20.3 + 28 * i, 20.7 + 28 * j, 45.0) for i in range(3) for j in range(3)]
+        result = restore(make_stack(seed + 10, sources), "imagemm", n_realizations=6)
+        model = ErrorModel.from_restoration(result)
+        for px, py, flux in sources:
+            interval = model.interval((np.hypot(x - px, y - py) < 4.0).astype(float), 0.95)
+            misses.append(not interval.low <= flux <= interval.high)
+            widths.append(interval.error)
+    assert np.mean(misses) < 0.2
+    assert 0.5 < np.median(widths) / 1.4 < 2.0
