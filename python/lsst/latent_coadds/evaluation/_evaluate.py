@@ -63,7 +63,7 @@ class EvaluationSettings:
         Threads of a process.
     """
 
-    n_rounds: int = 2
+    n_rounds: int = 1
     n_noise_rounds: int = 1
     threshold: float = 5.0
     spacing: float = 30.0
