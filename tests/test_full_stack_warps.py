@@ -116,6 +116,18 @@ def test_psf_is_that_of_the_detector() -> None:
     assert reader.compute_psf_kernel(x=x, y=40.0).max() in (left, right)
 
 
+def test_each_detector_is_an_exposure_of_its_own() -> None:
+    patch = make_mock_patch()
+    left, right = _read(0, patch).split()
+    assert (left.detector, right.detector) == (11, 12)
+    for reader, fwhm in ((left, FWHM[11]), (right, FWHM[12])):
+        x, y = reader.locate_psf(58.0, 40.0)
+        kernel = reader.compute_psf_kernel(x=x, y=y)
+        assert kernel.max() == pytest.approx(0.8825 / fwhm**2, rel=0.03)
+        pixels = reader.read(reader.bbox, (), ())
+        assert pixels.good.mean() > 0.95
+
+
 def test_masks_and_noise_power() -> None:
     patch = make_mock_patch()
     pixels = _read(0, patch).read(Box.factory[10:50, 40:70], (), ())

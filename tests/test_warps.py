@@ -257,8 +257,34 @@ def test_psf_is_that_of_the_detector_and_the_gap_has_none() -> None:
     assert np.abs(left - truth / truth.sum()).max() < 1e-4 * left.max()
 
 
-def test_provenance_names_the_detectors() -> None:
-    coadd = _run(_readers(2), "direct").latent_coadd
+def test_each_detector_is_an_exposure_of_its_own() -> None:
+    patch = make_mock_patch()
+    whole = _read(make_warp(0, patch))
+    left, right = whole.split()
+    assert (left.detector, right.detector) == (7, 8)
+    assert left.bbox.x.stop <= DETECTOR_EDGE + 1 < right.bbox.x.start
+    assert "detector 8" in right.name
+    pieces = [_expose(reader, patch) for reader in (left, right)]
+    tile = stack_tile(pieces, patch.outer_bbox, 8)
+    together = stack_tile([_expose(whole, patch)], patch.outer_bbox, 8)
+    assert tile is not None
+    assert together is not None
+    # The same pixels, none of them twice, and PSFs that do not jump.
+    np.testing.assert_array_equal(tile.good.sum(axis=0), together.good[0])
+    assert max(tile.psf_error) < 1e-6 < 0.02 < together.psf_error[0]
+    assert tile.stack.mean_psf[0].max() > 1.2 * tile.stack.mean_psf[1].max()
+    for reader in (left, right):
+        x, y = reader.locate_psf(DETECTOR_EDGE + 3.0, 40.0)
+        reader.compute_psf_kernel(x=x, y=y)
+        assert (x < DETECTOR_EDGE) == (reader is left)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_provenance_names_the_detectors(split: bool) -> None:
+    readers = _readers(2)
+    if split:
+        readers = [piece for reader in readers for piece in reader.split()]
+    coadd = _run(readers, "direct").latent_coadd
     inputs = coadd.provenance.inputs
     assert sorted(zip(inputs["visit"], inputs["detector"], strict=True)) == [(0, 7), (0, 8), (1, 7), (1, 8)]
     assert all(isinstance(polygon, Polygon) for polygon in inputs["polygon"])

@@ -49,6 +49,7 @@ class CellCoaddWarpReader(WarpReader, VisitImageReader):
         super().__init__(source, data_id, dataset_type)
         self.pixel_variance_ratio = mean_variance_ratio(order)
         self._inputs: astropy.table.Table | None = None
+        self._was_read = False
 
     @property
     def psf(self) -> PointSpreadFunction:
@@ -59,14 +60,20 @@ class CellCoaddWarpReader(WarpReader, VisitImageReader):
         return self._psf
 
     def _keep(self, exposure: Any) -> None:
+        # A cut-out lists the detectors that it has, the first one all that matter.
+        if self._was_read:
+            return
+        self._was_read = True
         try:
             self._inputs = exposure.provenance.inputs
         except AttributeError:
             self._inputs = None
 
-    def parts(self) -> tuple[InputPart, ...]:
-        if self._inputs is None or not len(self._inputs):
-            return super().parts()
+    def _find_parts(self) -> tuple[InputPart, ...]:
+        if not self._was_read:
+            self._keep(self._read_exposure(self._whole))
+        if self._inputs is None:
+            return super()._find_parts()
         parts = []
         for row in self._inputs:
             polygon = row["polygon"]

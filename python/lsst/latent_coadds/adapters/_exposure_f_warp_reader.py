@@ -55,11 +55,11 @@ class ExposureFWarpReader(WarpReader, ExposureFReader):
         skymap, tract = self._frame_of
         return TractFrame(skymap=skymap, tract=tract, bbox=self._bbox)
 
-    def parts(self) -> tuple[InputPart, ...]:
+    def _find_parts(self) -> tuple[InputPart, ...]:
         inputs = self._component("coaddInputs")
         ccds = [] if inputs is None else [ccd for ccd in inputs.ccds if ccd.getWcs() is not None]
         if not ccds:
-            return super().parts()
+            return super()._find_parts()
         return tuple(
             InputPart(int(ccd["ccd"]), _find_corners(ccd), functools.partial(_copy_record, ccd))
             for ccd in ccds

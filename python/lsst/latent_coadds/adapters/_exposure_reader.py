@@ -237,6 +237,10 @@ class ExposureReader(ABC):
         """
         return x, y
 
+    def split(self) -> tuple[ExposureReader, ...]:
+        """Return readers of the detectors that the image is made of."""
+        return (self,)
+
     def parts(self) -> tuple[InputPart, ...]:
         """Return the detectors that the image is made of."""
         box = self.bbox

@@ -159,6 +159,9 @@ class PatchExposure:
     def _validate(self, max_invalid_fraction: float) -> None:
         assert self.bbox is not None, "Only called where there is an overlap."
         pixels = self.reader.read(self.bbox, *self._planes)
+        if pixels.no_data is not None and pixels.no_data.all():
+            self.bbox = None
+            return
         self._cached = pixels
         self.n_good, self.n_invalid = int(pixels.good.sum()), pixels.n_invalid
         if pixels.n_invalid > max_invalid_fraction * (self.n_good + pixels.n_invalid):

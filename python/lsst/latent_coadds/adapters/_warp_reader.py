@@ -11,6 +11,7 @@ from __future__ import annotations
 
 __all__ = ("WarpReader", "mean_variance_ratio")
 
+import copy
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from lsst.images import Box
+from lsst.images import Box, Polygon
 
 from ._errors import BadInputError, InputProblem
-from ._exposure_reader import DetectorPixels, ExposureReader
+from ._exposure_reader import DetectorPixels, ExposureReader, InputPart
 from ._patch_grid import PatchGrid
 from ._pixel_mapping import PixelMapping
 
@@ -65,10 +66,53 @@ class WarpReader(ExposureReader):
     average over positions see `mean_variance_ratio`.
 
     A warp holds all detectors of a visit, and its PSF jumps from one to the
-    next; there is none in the gaps.
+    next; there is none in the gaps. After `split` each detector is an
+    exposure of its own, as for calexps.
     """
 
     is_warp: ClassVar[bool] = True
+
+    _bbox: Box
+    _part: InputPart | None = None
+    _region: Polygon | None = None
+    _whole_bbox: Box | None = None
+
+    @property
+    def _whole(self) -> Box:
+        """Box of the warp, of which this may be a part."""
+        return self._bbox if self._whole_bbox is None else self._whole_bbox
+
+    def split(self) -> tuple[ExposureReader, ...]:
+        parts = self.parts()
+        if len(parts) < 2:
+            return (self,)
+        pieces = [self._select_part(part) for part in parts]
+        return tuple(piece for piece in pieces if piece is not None) or (self,)
+
+    def _select_part(self, part: InputPart) -> WarpReader | None:
+        """Return a reader of one detector, or `None` if it is not in the box."""
+        corners = self.sky_projection.sky_to_pixel(part.corners)
+        own = self._whole
+        x0, x1 = (int(f(v)) for f, v in ((np.floor, corners.x.min()), (np.ceil, corners.x.max())))
+        y0, y1 = (int(f(v)) for f, v in ((np.floor, corners.y.min()), (np.ceil, corners.y.max())))
+        x0, x1 = max(x0, own.x.start), min(x1 + 1, own.x.stop)
+        y0, y1 = max(y0, own.y.start), min(y1 + 1, own.y.stop)
+        if x0 >= x1 or y0 >= y1:
+            return None
+        piece = copy.copy(self)
+        piece._part = part
+        piece._region = Polygon(x_vertices=corners.x, y_vertices=corners.y)
+        piece._whole_bbox, piece._bbox = own, Box.factory[y0:y1, x0:x1]
+        piece.detector = part.detector
+        piece._name = f"{self._name}, detector {part.detector}"
+        return piece
+
+    def parts(self) -> tuple[InputPart, ...]:
+        return self._find_parts() if self._part is None else (self._part,)
+
+    def _find_parts(self) -> tuple[InputPart, ...]:
+        """Return the detectors of the whole warp."""
+        return super().parts()
 
     def check_grid(self, patch: PatchGrid, mapping: PixelMapping) -> None:
         box = patch.outer_bbox
@@ -94,12 +138,12 @@ class WarpReader(ExposureReader):
             raise BadInputError(
                 self.name,
                 InputProblem.OTHER_GRID,
-                f"Its box {self.bbox} does not reach the patch, which is {box}"
+                f"Its box {self._whole} does not reach the patch, which is {box}"
                 f"{'' if factor == 1 else f' on a grid {factor:g} times finer'}. {remedy}",
             )
 
     def _reaches(self, box: Box, factor: float) -> bool:
-        own = self.bbox
+        own = self._whole
         return (
             own.x.start < box.x.stop / factor
             and own.x.stop > box.x.start / factor
@@ -117,16 +161,30 @@ class WarpReader(ExposureReader):
                 angle = 2 * math.pi * k / n
                 near_x = min(max(x + ring * _SEARCH_STEP * math.cos(angle), box.x.min), box.x.max)
                 near_y = min(max(y + ring * _SEARCH_STEP * math.sin(angle), box.y.min), box.y.max)
+                if self._region is not None and not self._region.contains(x=near_x, y=near_y):
+                    continue
                 try:
                     self.compute_psf_kernel(x=near_x, y=near_y)
                 except BadInputError as error:
                     first = first or error
                 else:
                     return near_x, near_y
-        assert first is not None, "At least one position was tried."
+        if first is None:
+            raise BadInputError(
+                self.name,
+                InputProblem.NO_PSF,
+                f"It covers too little to have a PSF near x={x:.1f}, y={y:.1f}; nothing needs to be done "
+                "unless this detector matters.",
+            )
         raise first
 
     def read(self, bbox: Box, bad: Sequence[str], saturated: Sequence[str]) -> DetectorPixels:
         pixels = super().read(bbox, (*bad, "NO_DATA"), saturated)  # type: ignore[safe-super]
         power = pixels.variance / np.float32(self.pixel_variance_ratio)
-        return dataclasses.replace(pixels, variance=power)
+        if self._region is None:
+            return dataclasses.replace(pixels, variance=power)
+        rows = np.arange(bbox.y.start, bbox.y.stop, dtype=np.float64)[:, None]
+        columns = np.arange(bbox.x.start, bbox.x.stop, dtype=np.float64)[None, :]
+        beside = ~np.asarray(self._region.contains(x=columns, y=rows))
+        no_data = beside if pixels.no_data is None else pixels.no_data | beside
+        return dataclasses.replace(pixels, variance=power, good=pixels.good & ~beside, no_data=no_data)

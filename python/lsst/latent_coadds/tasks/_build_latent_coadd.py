@@ -180,7 +180,7 @@ class BuildLatentCoaddTask(PipelineTask):
         readers: list[ExposureReader] = []
         for handle in handles:
             try:
-                readers.append(opener.open(handle))
+                readers += opener.open(handle).split()
             except BadInputError as error:
                 if self.config.bad_inputs == "fail":
                     raise
