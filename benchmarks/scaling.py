@@ -138,6 +138,10 @@ def draw(series: list[dict[str, Any]], path: Path) -> None:
             middle = np.exp(np.log(entry["update"]).mean()) * (size / np.exp(np.log(size).mean())) ** slope
             panel.plot(size, middle, color=color, linewidth=1)
         panel.set(xscale="log", yscale="log", xlabel="megapixels" if unit == "pixels" else unit)
+        if unit == "exposures":
+            counts = sorted({int(n) for entry in series if entry["unit"] == unit for n in entry["size"]})
+            panel.set_xticks(counts, [str(n) for n in counts])
+            panel.tick_params(axis="x", which="minor", labelbottom=False)
         panel.legend(frameon=False)
         panel.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("CPU seconds per update")
