@@ -57,7 +57,8 @@ class Restoration:
     converged : `bool`
         Whether the fit stopped by itself, and not at a limit.
     noise_realizations : `torch.Tensor`, shape (N, H, W)
-        Samples of the noise of ``image``, correlations included.
+        Samples of what ``image`` differs from the truth by, correlations
+        included; their mean is the bias that is to be expected.
     weights : `dict` [ `str`, `torch.Tensor` ] or `None`
         Weights of the network, where there is one.
     method, settings, device, timings
