@@ -148,7 +148,7 @@ def learn_decoder(stack: ExposureStack, n_steps: int, anchor: float, rate: float
 def compare_decoders(arguments: argparse.Namespace) -> str:
     """Return how far PSFs are off that are learned in either way."""
     rows = []
-    for kind in ("none", "random", "wide"):
+    for kind in arguments.kinds:
         maker = BlindScene(0, size=128, n_exposures=6, kind=kind)
         scene = maker.make()
         told, truth = maker.basis(told=True), maker.basis(told=False)
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="steps of AdamW")
     parser.add_argument("--anchor", type=float, default=0.01, help="weight of the anchor of the decoder")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the decoder")
+    parser.add_argument("--kinds", nargs="+", default=["none", "random", "wide"], choices=list(KINDS))
     arguments = parser.parse_args()
     print("What is left of errors of a PSF: peak, and light within 3 pixels, %\n")
     print(compare_forms())
