@@ -51,8 +51,8 @@ def make_calibration_table(
     -------
     table : `astropy.table.Table`
         A row for each exposure: ``instrument``, ``visit``, ``detector``,
-        ``name``; ``reference`` and ``n_sources``, the same for all; each of ``CALIBRATION_PARAMETERS`` with its error
-        (``..._error``); ``flux_scale``, ``background`` (nJy) and
+        ``name``; ``reference`` and ``n_sources``, the same for all; each of
+        ``CALIBRATION_PARAMETERS`` with its error (``..._error``); ``flux_scale``, ``background`` (nJy) and
         ``background_error``; ``kernel`` (m, m), which the PSF is convolved
         with before it is stretched; ``pipeline_psf`` and ``psf`` (k, k),
         before and after.
