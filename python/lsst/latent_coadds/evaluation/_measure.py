@@ -138,8 +138,11 @@ def _weigh(
     """Return weights of pixels whose sum is the flux, and where the first is."""
     column, line = round(x), round(y)
     if row["is_star"]:
-        half = kernel.shape[0] // 2
-        profile = shift_kernel(kernel, x - column, y - line)
+        # Wings weigh next to nothing, and often reach pixels without data.
+        middle = kernel.shape[0] // 2
+        half = min(middle, int(np.ceil(1.6 * radius)))
+        cut = slice(middle - half, middle + half + 1)
+        profile = shift_kernel(kernel, x - column, y - line)[cut, cut]
         return profile / np.sum(profile**2), line - half, column - half
     half = int(np.ceil(radius)) + 1
     size = 2 * half + 1

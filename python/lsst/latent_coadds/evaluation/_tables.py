@@ -65,7 +65,7 @@ def _edges(results: Sequence[PatchResult], n_bins: int) -> np.ndarray:
     return np.linspace(np.floor(10 * magnitude.min()) / 10, np.ceil(10 * magnitude.max()) / 10, n_bins + 1)
 
 
-def make_flux_table(results: Sequence[PatchResult], *, threshold: float = 5.0, n_bins: int = 6) -> Table:
+def make_flux_table(results: Sequence[PatchResult], *, threshold: float = 5.0, n_bins: int = 4) -> Table:
     """Summarize the sources that were injected into data.
 
     Parameters
@@ -148,7 +148,7 @@ def _binomial_error(p: float, n: int) -> float:
     return float(np.sqrt(p * (1 - p) / n + 1 / (4 * n**2)) / (1 + 1 / n)) if n else np.nan
 
 
-def make_purity_table(results: Sequence[PatchResult], *, threshold: float = 5.0, n_bins: int = 6) -> Table:
+def make_purity_table(results: Sequence[PatchResult], *, threshold: float = 5.0, n_bins: int = 4) -> Table:
     """Summarize the detections where all sources are known.
 
     Parameters
