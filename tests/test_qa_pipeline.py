@@ -248,7 +248,8 @@ def browser() -> Iterator[Browser]:
 
 def test_overview_in_a_browser(browser: Browser, pages: Path) -> None:
     browser.open(pages / "index.html")
-    assert browser.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    # Images that are loaded lazily do not hold up the page.
+    browser.wait_for("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     patches = "[...document.querySelectorAll('tbody th a')].map(a => a.textContent).join()"
     before = browser.evaluate(patches)
     depth = "[...document.querySelectorAll('thead button')].find(b => b.textContent.includes('depth'))"
