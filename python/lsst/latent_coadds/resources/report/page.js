@@ -41,9 +41,10 @@ document.addEventListener("keydown", (event) => {
 // Tables are sorted by the column whose head is pressed.
 for (const table of document.querySelectorAll("table[data-sort]")) {
   const heads = [...table.querySelectorAll("thead th")];
-  heads.forEach((head, column) => {
+  for (const head of heads) {
+    const column = head.cellIndex;
     const button = head.querySelector("button");
-    if (!button) return;
+    if (!button) continue;
     button.addEventListener("click", () => {
       const falling = head.getAttribute("aria-sort") !== "descending";
       for (const other of heads) other.removeAttribute("aria-sort");
@@ -52,7 +53,7 @@ for (const table of document.querySelectorAll("table[data-sort]")) {
       const rows = [...table.tBodies[0].rows].sort((a, b) => (falling ? rank(b) - rank(a) : rank(a) - rank(b)));
       table.tBodies[0].append(...rows);
     });
-  });
+  }
 }
 
 const filter = document.querySelector("#only-failed");
