@@ -12,8 +12,7 @@ __all__ = ("BuildLatentCoaddTask",)
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -35,10 +34,7 @@ from lsst.utils.timer import timeMethod
 from ..adapters import (
     BadInputError,
     ExposureReader,
-    InputProblem,
     PatchGrid,
-    PsfLimits,
-    SummaryLimits,
     UnusableInputsError,
     make_cell_coadd,
     make_exposure_f,
@@ -46,19 +42,16 @@ from ..adapters import (
     parse_oversampling,
     read_calibration_table,
 )
-from ..restoration import CalibrationSettings, find_devices, hold_device
+from ..restoration import CalibrationSettings
 from ._config import BuildLatentCoaddConfig
+from ._device import wait_for_device
 from ._metrics import MetricsRecorder
 from ._open_exposures import ExposureOpener
 from ._patch_settings import RestorePatchSettings
 from ._resources import choose_max_memory
 from ._restore_patch import prepare_exposures, restore_patch
+from ._selection import describe_selection, select_exposures
 from ._tile_plan import choose_halo
-
-_LIMITS = (
-    *("max_psf_fwhm", "max_psf_ellipticity", "min_effective_time", "max_residual_ellipticity"),
-    *("visit_summary_min_values", "visit_summary_max_values", "exclude_detectors"),
-)
 
 
 class _LogReporter:
@@ -241,7 +234,7 @@ class BuildLatentCoaddTask(PipelineTask):
         started = time.perf_counter()
         metrics = MetricsRecorder(len(exposures) + len(rejected))
         patch = patch.refined(parse_oversampling(self.config.oversampling))
-        exposures = self._select(exposures, metrics)
+        exposures = select_exposures(exposures, self.config, metrics, self.log)
         settings = self._settings(exposures, patch, max_memory)
         if known_calibration is not None:
             learned = read_calibration_table(known_calibration, exposures)
@@ -262,7 +255,7 @@ class BuildLatentCoaddTask(PipelineTask):
         if not prepared:
             raise self._explain_nothing(patch, metrics)
         metrics.add_timing("reading", time.perf_counter() - started)
-        with self._hold_device(settings, metrics) as settings:
+        with wait_for_device(settings, self.config, metrics, self.log) as settings:
             self.log.info(
                 "Restoring tract %d, patch %d, band %s from %d exposures with %s on %s",
                 *(patch.tract, patch.patch, band, len(prepared), self.config.restorer.name, settings.device),
@@ -296,7 +289,7 @@ class BuildLatentCoaddTask(PipelineTask):
             result.cells,
             restorer=self.config.restorer.name,
             settings=self.config.restorer.active.toDict(),
-            selection=self._describe_selection(),
+            selection=describe_selection(self.config),
             skymap=patch.skymap,
             tract=patch.tract,
             patch=patch.patch,
@@ -315,35 +308,6 @@ class BuildLatentCoaddTask(PipelineTask):
             return None
         return CalibrationSettings(**self.config.calibration.toDict())
 
-    def _select(self, exposures: Sequence[ExposureReader], metrics: MetricsRecorder) -> list[ExposureReader]:
-        """Leave out the exposures that are beyond the limits."""
-        criteria = self._criteria()
-        selected = []
-        for reader in exposures:
-            try:
-                for limits in criteria:
-                    limits.check(reader)
-            except BadInputError as error:
-                if error.problem in (InputProblem.POOR_PSF, InputProblem.NOT_SELECTED):
-                    # What was asked for is no defect, whatever bad_inputs says.
-                    self.log.info("Leaving out %s", error)
-                    metrics.reject(error)
-                    continue
-            selected.append(reader)
-        return selected
-
-    def _criteria(self) -> tuple[SummaryLimits, PsfLimits]:
-        """Return the limits; the first are cheaper to check."""
-        config = self.config
-        summary = SummaryLimits(
-            minimum=dict(config.visit_summary_min_values),
-            maximum=dict(config.visit_summary_max_values),
-            max_residual_ellipticity=config.max_residual_ellipticity,
-            min_effective_time=config.min_effective_time,
-            exclude_detectors=frozenset(config.exclude_detectors),
-        )
-        return summary, PsfLimits(config.max_psf_fwhm, config.max_psf_ellipticity)
-
     def _is_native(self, patch: PatchGrid) -> bool:
         """Return whether exposures stay on pixels of their own."""
         if self.config.input_kind == "warps":
@@ -352,11 +316,6 @@ class BuildLatentCoaddTask(PipelineTask):
         if self.config.geometry == "auto":
             return getattr(self.restorer, "prefers_native", False)
         return self.config.geometry == "native"
-
-    def _describe_selection(self) -> dict[str, Any]:
-        """Return the limits that are in use, for the metrics."""
-        config = self.config.toDict()
-        return {name: config[name] for name in _LIMITS if config[name] not in (None, [], {})}
 
     def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> BaseException:
         """Return the error for a patch that no exposure contributes to."""
@@ -398,31 +357,6 @@ class BuildLatentCoaddTask(PipelineTask):
             seed=config.seed,
             device=device,
         )
-
-    @contextmanager
-    def _hold_device(
-        self, settings: RestorePatchSettings, metrics: MetricsRecorder
-    ) -> Iterator[RestorePatchSettings]:
-        """Wait for a device, and yield the settings for work on it."""
-        kind, started = settings.device, time.perf_counter()
-        n_holders = self.config.quanta_per_device
-        if n_holders is None:
-            n_holders = 0 if kind == "cpu" else 1
-        directory = self.config.device_lock_directory
-        log = PeriodicLogger(self.log, interval=60.0)
-        log.next_log_time = 0.0  # The first message comes at once.
-
-        def report(waited: float) -> None:
-            log.log("Waiting for a %s device, which %d other quanta use (%.0f s)", kind, n_holders, waited)
-
-        with hold_device(find_devices(kind), n_holders, directory=directory, on_wait=report) as device:
-            metrics.add_timing("waiting", time.perf_counter() - started)
-            max_device_memory = settings.max_device_memory
-            if n_holders > 1 and kind == "cuda" and not max_device_memory:
-                # What is free now will not be, once the others begin.
-                _, total = torch.cuda.mem_get_info(device)
-                max_device_memory = 0.8 * total / n_holders / 2**30
-            yield dataclasses.replace(settings, device=device, max_device_memory=max_device_memory)
 
     def _record(self, metrics: dict[str, Any]) -> None:
         """Copy the leading figures to the task metadata, and log them."""
