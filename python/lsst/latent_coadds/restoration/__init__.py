@@ -21,6 +21,7 @@ from ._interval import *
 from ._kernels import *
 from ._memory import *
 from ._operators import *
+from ._peaks import *
 from ._psf_basis import *
 from ._refine_psf import *
 from ._resample import *

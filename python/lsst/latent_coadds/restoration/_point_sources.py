@@ -19,6 +19,7 @@ import math
 import torch
 
 from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
+from ._peaks import detect_peaks
 from ._proximal import NonNegativeQuadratic
 
 _TAPS = 5
@@ -192,9 +193,7 @@ class MatchedFilter:
 
     def _peaks(self, signal: torch.Tensor, threshold: float) -> PointSources:
         height = self.significance(signal)
-        size = 2 * _CLOSEST + 1
-        highest = torch.nn.functional.max_pool2d(height[None, None], size, stride=1, padding=_CLOSEST)[0, 0]
-        y, x = torch.nonzero((height >= highest) & (height > threshold), as_tuple=True)
+        y, x = detect_peaks(height, threshold, radius=_CLOSEST).unbind(1)
         return PointSources(x.double(), y.double(), height[y, x].double() * self.flux_error)
 
     def improve(self, signal: torch.Tensor, points: PointSources, *, n_steps: int) -> PointSources:

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Depth", "Significance", "detect_peaks", "make_significance", "measure_depth")
+__all__ = ("Depth", "Significance", "make_significance", "measure_depth")
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ import torch
 
 from ._direct import direct_coadd
 from ._imagemm import make_operator
+from ._peaks import detect_peaks
 from ._settings import DirectSettings
 from ._stack import ExposureStack
 
@@ -106,13 +107,6 @@ def _filter(stack: ExposureStack, image: torch.Tensor, weight: torch.Tensor) -> 
     seen = precision > 1e-4 * precision.max()
     error = torch.where(seen, precision.clamp_min(1e-30).rsqrt(), torch.inf)
     return Significance(torch.where(seen, signal * error, 0.0), error)
-
-
-def detect_peaks(image: torch.Tensor, threshold: float, *, radius: int = 3) -> torch.Tensor:
-    """Return rows and columns (n, 2) of the highest pixels around, above a threshold."""
-    size = 2 * radius + 1
-    highest = torch.nn.functional.max_pool2d(image[None, None], size, stride=1, padding=radius)[0, 0]
-    return torch.nonzero((image >= highest) & (image > threshold))
 
 
 def measure_depth(

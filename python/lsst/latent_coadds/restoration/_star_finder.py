@@ -23,6 +23,7 @@ from ._direct import direct_coadd
 from ._frames import pixel_area
 from ._kernels import FWHM_PER_SIGMA, value_at_origin
 from ._operators import ConvolutionOperator
+from ._peaks import detect_peaks
 from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._psf_spline import PsfSpline
 from ._settings import DirectSettings
@@ -99,8 +100,7 @@ def find_sources_to_fit(stack: ExposureStack, min_signal_to_noise: float, larges
     significance = torch.where(covered, matched / power.sqrt(), torch.zeros_like(matched)).double().cpu()
     fwhm = _widths(stack.mean_psf)
     core, radius = max(4.0, 1.4 * float(fwhm.median())), 2.2 * float(fwhm.max()) + 2.0
-    highest = torch.nn.functional.max_pool2d(significance[None, None], 5, stride=1, padding=2)[0, 0]
-    rows, columns = torch.nonzero((significance >= highest) & (significance > _DETECTED), as_tuple=True)
+    rows, columns = detect_peaks(significance, _DETECTED, radius=2).unbind(1)
     values = significance[rows, columns]
     order = values.argsort(descending=True)
     x, y, values = columns[order].double(), rows[order].double(), values[order]
