@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from ._correction_kernel import fit_kernels
+from ._device_share import choose_device
 from ._exposure_calibration import (
     CALIBRATION_PARAMETERS,
     CalibrationSettings,
@@ -29,7 +30,6 @@ from ._imagemm import restore_imagemm
 from ._kernels import matching_kernels
 from ._operators import ConvolutionOperator
 from ._restoration import Restoration
-from ._restore import _choose_device
 from ._settings import ImageMMSettings
 from ._stack import ExposureStack
 from ._star_finder import FoundSources, cut_stamps, find_sources_to_fit, stellar_locus
@@ -114,7 +114,7 @@ def calibrate_exposures(
         raise ValueError("There is no stack to calibrate; give at least one.")
     with torch.no_grad():
         return _Calibrator(
-            [stack.to(device=_choose_device(device), dtype=torch.float32) for stack in stacks], settings
+            [stack.to(device=choose_device(device), dtype=torch.float32) for stack in stacks], settings
         ).run(progress)
 
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("find_devices", "hold_device", "name_device")
+__all__ = ("choose_device", "find_devices", "hold_device", "name_device")
 
 import fcntl
 import os
@@ -22,6 +22,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+
+def choose_device(device: str | torch.device) -> str | torch.device:
+    """Return ``cuda`` for ``auto`` where torch finds such a device, and else ``cpu``.
+
+    Any other device is returned as it is.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return device
 
 
 def find_devices(kind: str) -> list[str]:

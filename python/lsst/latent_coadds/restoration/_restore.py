@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import _astroclearnet, _combined
+from ._device_share import choose_device
 from ._direct import restore_direct
 from ._imagemm import restore_imagemm
 from ._learned_restorer import Weights, train_network
@@ -100,7 +101,7 @@ def restore(
     if generator is None:
         generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        moved = stack.to(device=_choose_device(device), dtype=dtype)
+        moved = stack.to(device=choose_device(device), dtype=dtype)
         return _RESTORERS[method](moved, chosen, generator=generator, progress=progress, **extra)
 
 
@@ -149,7 +150,7 @@ def train_weights(
         raise ValueError("There is no stack to train on; give at least one.")
     chosen = make_settings(method, **settings)
     module = _LEARNED[method]
-    device = _choose_device(device)
+    device = choose_device(device)
     with torch.no_grad():
         return train_network(
             [stack.to(device=device, dtype=dtype) for stack in stacks],
@@ -165,9 +166,3 @@ def train_weights(
 def _check_learned(method: str) -> None:
     if method not in _LEARNED:
         raise TypeError(f"Restorer {method!r} has no network; those with one are {', '.join(_LEARNED)}.")
-
-
-def _choose_device(device: str | torch.device) -> str | torch.device:
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return device

@@ -42,7 +42,7 @@ from ..adapters import (
     parse_oversampling,
     read_calibration_table,
 )
-from ..restoration import CalibrationSettings
+from ..restoration import CalibrationSettings, choose_device
 from ._config import BuildLatentCoaddConfig
 from ._device import wait_for_device
 from ._metrics import MetricsRecorder
@@ -329,13 +329,10 @@ class BuildLatentCoaddTask(PipelineTask):
         config = self.config
         if max_memory is None:
             max_memory = choose_max_memory(config.max_memory)
-        device = config.device
-        if device == "cuda" and not torch.cuda.is_available():
+        if config.device == "cuda" and not torch.cuda.is_available():
             raise RuntimeError(
                 "config.device is 'cuda', and torch finds no CUDA device; set it to 'auto' or 'cpu'."
             )
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         return RestorePatchSettings(
             bad_mask_planes=tuple(config.bad_mask_planes),
             saturated_mask_planes=tuple(config.saturated_mask_planes),
@@ -355,7 +352,7 @@ class BuildLatentCoaddTask(PipelineTask):
             training_crop_size=config.training_crop_size,
             initial_weights=config.initial_weights,
             seed=config.seed,
-            device=device,
+            device=str(choose_device(config.device)),
         )
 
     def _record(self, metrics: dict[str, Any]) -> None:
