@@ -21,6 +21,7 @@ import torch
 from lsst.latent_coadds.restoration import (
     ConvolutionOperator,
     ExposureStack,
+    FrameGeometry,
     HuberFidelity,
     RestorationError,
     gaussian_kernel,
@@ -30,7 +31,8 @@ from lsst.latent_coadds.restoration import (
     train_weights,
 )
 from lsst.latent_coadds.restoration._implants import SourceMaker
-from lsst.latent_coadds.restoration._learned import _turn, _turn_back
+from lsst.latent_coadds.restoration._kernels import matching_kernels
+from lsst.latent_coadds.restoration._learned import LatentPredictor, _turn, _turn_back
 from lsst.latent_coadds.restoration._member import Member, Twin
 from lsst.latent_coadds.restoration._network import LatentNetwork, PublishedNetwork
 from lsst.latent_coadds.restoration._problem import TrainingProblem
@@ -304,6 +306,33 @@ def test_training_begins_with_stored_weights() -> None:
     assert stored.history[-1]["held_out"] < random.history[-1]["held_out"]
     assert float(stored.image[35:50, 33:48].sum()) == pytest.approx(5000.0, rel=0.03)
     assert float(stored.image[13:28, 11:26].sum()) == pytest.approx(1000.0, rel=0.08)
+
+
+def test_linear_features_have_all_light_where_detectors_cover_a_part() -> None:
+    """Two detectors reach over all of the image, two over its right half."""
+    n, shifts = 96, (0.3, -0.4, 48.2, 47.7)
+    nodes = np.arange(0, n + 16, 16.0)
+    x, y = np.meshgrid(nodes, nodes)
+    frames = FrameGeometry((n, n), np.stack([x + s for s in shifts]), np.stack([y] * 4), 16)
+    columns, rows = np.meshgrid(np.arange(n), np.arange(n))
+    places, flux, width = ((22.4, 45.0), (73.1, 50.7)), 5000.0, 4.0 / 2.3548
+    image = np.zeros((4, n, n))
+    for plane, shift in zip(image, shifts, strict=True):
+        for x0, y0 in places:
+            distance = (columns + shift - x0) ** 2 + (rows - y0) ** 2
+            plane += flux * np.exp(-0.5 * distance / width**2) / (2.0 * np.pi * width**2)
+    psf = np.stack([gaussian_kernel(4.0, 21).numpy()] * 4)
+    stack = ExposureStack(image, np.ones_like(image), np.ones(image.shape, dtype=bool), psf, frames=frames)
+    kernels = matching_kernels(stack.psf, 2.0).to(stack.image)
+    operator = ConvolutionOperator(kernels, stack.shape, margin=8, sampler=stack.make_sampler())
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    predictor = LatentPredictor(quadratic, 2.0, stack.exposure_weights(), skip="linear", softness=0.1)
+    features = predictor.encode(stack.image).features
+    for feature in features[1:]:
+        light = operator.crop(torch.sinh(feature)).numpy() * predictor.sigma
+        for x0, y0 in places:
+            near = np.hypot(columns - x0, rows - y0) < 20.0
+            assert light[near].sum() == pytest.approx(flux, rel=0.02)
 
 
 def test_wrong_weights_are_named(tmp_path: Path) -> None:

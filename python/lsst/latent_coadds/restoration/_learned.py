@@ -32,7 +32,7 @@ from ._kernels import convolve
 from ._operators import ConvolutionOperator
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
-from ._residual import AdaptiveCorrection, ResidualCorrection
+from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
@@ -129,7 +129,10 @@ class LatentPredictor:
         self.sigma = 1.0 / math.sqrt(float(self._latent_weights.sum()))
         self.skip = skip
         self.softness = softness
-        self._linear = [ResidualCorrection(quadratic, spread, damping) for damping in self.dampings]
+        # Gaps are filled in, but an exposure has no pixels beyond its edges.
+        reached = weights[:, None, None].sqrt().expand(-1, *self.operator.data_shape)
+        coverage = covered_weight(quadratic, HuberFidelity(reached, reached, 1.0))
+        self._linear = [ResidualCorrection(quadratic, spread, damping, coverage) for damping in self.dampings]
 
     @property
     def n_features(self) -> int:
@@ -148,9 +151,10 @@ class LatentPredictor:
         """
         operator = self.operator
         back = operator.transform(operator.adjoint(-self.weights[:, None, None] * data))
+        nothing = torch.zeros_like(back)
         data = operator.register(data, self.pooling)
         coadd = (self.pooling[:, None, None] * data).sum(dim=0)
-        linear = [operator.untransform(estimate.apply(back)) for estimate in self._linear]
+        linear = [operator.untransform(estimate.correct(nothing, back)) for estimate in self._linear]
         images = [operator.extend(coadd), *linear]
         if seed is not None:
             images.append(seed)
