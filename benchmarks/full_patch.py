@@ -86,7 +86,7 @@ def choose_halo(scene: StreamedScene) -> int:
     """Return the halo that the PSFs in the middle of the patch ask for."""
     middle = scene.area.x_stop // 2
     window = Window(middle - 32, middle + 32, middle - 32, middle + 32)
-    stamps = [torch.from_numpy(scene.psf(t, window, n=2)[:1]) for t in range(len(scene.visits))]
+    stamps = [torch.from_numpy(scene.psf(t, window)[:1]) for t in range(len(scene.visits))]
     return choose_halo_width(torch.cat(stamps))
 
 

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 
-from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, Window, fit_psf_basis
+from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, Window, fit_psf_basis, move_psf_basis
 
 BLOCK = 256
 """Side of the blocks of sky and of noise that have a seed of their own."""
@@ -108,6 +109,7 @@ class StreamedScene:
         self.half = stamp // 2
         self.density = density
         self.visits = [self._make_visit(t, variation) for t in range(n_exposures)]
+        self._patch_psf = functools.cache(self._make_patch_psf)
         self._stars = functools.lru_cache(maxsize=MAX_CACHED_BLOCKS)(self._make_stars)
 
     def _make_visit(self, t: int, variation: float) -> Visit:
@@ -233,23 +235,29 @@ class StreamedScene:
             ] += stamp
         return image
 
-    def psf(self, t: int, outer: Window, n: int | None = None) -> np.ndarray:
-        """Return the basis images (J, k, k) of a visit's PSF over a window."""
+    def psf(self, t: int, outer: Window) -> np.ndarray:
+        """Return the basis images (J, k, k) of a visit's PSF over a window.
+
+        They are made of one polynomial for the patch, so that windows agree.
+        """
+        half = 0.5 * (self.area.x_stop - 1)
+        scale = [0.5 * (n - 1) / half for n in (outer.shape[1], outer.shape[0])]
+        offset = outer.x_start / half + scale[0] - 1.0, outer.y_start / half + scale[1] - 1.0
+        return move_psf_basis(self._patch_psf(t), (scale[0], scale[1]), offset)
+
+    def _make_patch_psf(self, t: int) -> np.ndarray:
+        """Return the basis images (J, k, k) of a visit's PSF over the patch."""
         offset = np.arange(-self.half, self.half + 1, dtype=float)
-        u, v = (a.ravel() for a in np.meshgrid(*2 * [np.linspace(-1, 1, n or self.degree + 2)]))
-        height, width = outer.shape
-        stamps = [
-            self._profile(
-                t,
-                outer.x_start + 0.5 * (a + 1) * (width - 1),
-                outer.y_start + 0.5 * (b + 1) * (height - 1),
-                offset[None, :],
-                offset[:, None],
-            )
-            for a, b in zip(u, v, strict=True)
-        ]
-        normalised = np.stack(stamps) / np.sum(stamps, axis=(1, 2), keepdims=True)
-        return fit_psf_basis(normalised, u, v, degree=self.degree)[0]
+        u, v = (a.ravel() for a in np.meshgrid(*2 * [np.linspace(-1, 1, self.degree + 2)]))
+        middle = 0.5 * (self.area.x_stop - 1)
+        stamps = np.stack(
+            [
+                self._profile(t, middle * (1 + a), middle * (1 + b), offset[None, :], offset[:, None])
+                for a, b in zip(u, v, strict=True)
+            ]
+        )
+        stamps /= stamps.sum(axis=(1, 2), keepdims=True)
+        return fit_psf_basis(stamps, u, v, degree=self.degree)[0]
 
     def _gaps(self, window: Window) -> np.ndarray:
         """Return which pixels lie between detectors."""
@@ -292,16 +300,24 @@ class StreamedScene:
                 nodes.append((x - outer.x_start, y - outer.y_start))
                 good[t] = self._inside(t, whole, outer) & ~self._gaps(whole)
         psf = _pad_basis([self.psf(t, outer) for t in range(n)])
-        origin = (outer.y_start, outer.x_start)
+        middle = [
+            (self.area.x_stop - 1 - 2 * start) / (size - 1) - 1.0
+            for start, size in zip((outer.x_start, outer.y_start), outer.shape[::-1], strict=True)
+        ]
+        shared: dict[str, Any] = {
+            "origin": (outer.y_start, outer.x_start),
+            "reference": np.array([middle] * n),
+            "weights": np.array([visit.sigma**-2 for visit in self.visits]),
+        }
         if not self.native:
-            return ExposureStack(image, variance, good, psf, origin=origin)
+            return ExposureStack(image, variance, good, psf, **shared)
         frames = FrameGeometry(
             latent_shape=outer.shape,
             x=np.stack([x for x, _ in nodes]),
             y=np.stack([y for _, y in nodes]),
             step=NODE_STEP,
         )
-        return ExposureStack(image, variance, good, psf, frames=frames, origin=origin)
+        return ExposureStack(image, variance, good, psf, frames=frames, **shared)
 
     def _inside(self, t: int, window: Window, outer: Window) -> np.ndarray:
         x, y = np.meshgrid(

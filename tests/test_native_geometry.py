@@ -188,7 +188,7 @@ def test_varying_psf_is_kept_to_a_thousandth(oversampling: Fraction) -> None:
     bbox = Box.factory[50 : 50 + size, 100 : 100 + size]
     covered = exposure.find_box(bbox)
     assert covered is not None
-    basis, error = exposure.psf.basis(bbox, covered, degree=2)
+    basis, error, _ = exposure.psf.basis(bbox, covered, degree=2)
     assert len(basis) in (3, 6)
     assert error < 1e-3
     widths = []
@@ -202,14 +202,44 @@ def test_varying_psf_is_kept_to_a_thousandth(oversampling: Fraction) -> None:
     assert max(widths) / min(widths) > 1.02
 
 
-def test_constant_psf_and_narrow_overlap_need_one_image() -> None:
-    exposure = _varying_exposure(0.0, Fraction(1))
-    bbox = Box.factory[50:650, 100:700]
+@pytest.mark.parametrize("variation", [0.03, 0.06])
+def test_parts_of_a_tract_share_their_psfs(variation: float) -> None:
+    """With the polynomial of the detector, and with that of the patch."""
+    exposure = _varying_exposure(variation, Fraction(1))
+    places = {"x": 340.0, "y": 260.0}
+    stamps, typical, errors = [], [], []
+    whole = exposure.reader.bbox
+    on_patch = Box.factory[whole.y.min + 400 : whole.y.max - 400, whole.x.min + 400 : whole.x.max - 400]
+    for bbox in (Box.factory[50:650, 100:700], Box.factory[201:300, 290:395], Box.factory[255:265, 330:350]):
+        covered = exposure.find_box(bbox)
+        assert covered is not None
+        basis, error, reference = exposure.psf.basis(bbox, covered, degree=2, on_patch=on_patch)
+        errors.append(error)
+        u, v = (
+            np.array([2.0 * (p - i.start) / (i.size - 1) - 1.0])
+            for p, i in zip(places.values(), (bbox.x, bbox.y), strict=True)
+        )
+        stamps.append(evaluate_psf_basis(basis, u, v)[0])
+        typical.append(evaluate_psf_basis(basis, *(np.array([r]) for r in reference))[0])
+    assert len(set(errors)) == 1
+    assert errors[0] < 1e-3
+    for kernels in (stamps, typical):
+        for kernel in kernels[1:]:
+            assert np.abs(kernel - kernels[0]).max() < 1e-9 * kernels[0].max()
+
+
+def test_a_psf_that_no_polynomial_describes_is_fitted_to_each_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    exposure = _varying_exposure(0.1, Fraction(1))
+    bbox = Box.factory[50:350, 100:400]
     covered = exposure.find_box(bbox)
     assert covered is not None
-    varying = _varying_exposure(0.1, Fraction(1))
-    assert len(varying.psf.basis(bbox, Box.factory[10:20, 30:50], degree=2)[0]) == 1
-    assert len(varying.psf.basis(bbox, covered, degree=0)[0]) == 1
+    monkeypatch.setattr("lsst.latent_coadds.adapters._patch_psf._LARGEST_ERROR", 1e-5)
+    basis, error, _ = exposure.psf.basis(bbox, covered, degree=2)
+    assert 0.0 < error < 1e-3
+    truth = exposure.psf_kernel(249.5, 199.5, basis.shape[-1])
+    assert np.abs(evaluate_psf_basis(basis, np.zeros(1), np.zeros(1))[0] - truth).max() < 1e-3 * truth.max()
+    assert len(exposure.psf.basis(bbox, Box.factory[10:20, 30:50], degree=2)[0]) == 1
+    assert len(exposure.psf.basis(bbox, covered, degree=0)[0]) == 1
 
 
 def test_piff_is_drawn_through_one_detector_pixel() -> None:

@@ -24,6 +24,7 @@ from lsst.latent_coadds.restoration import (
     fit_psf_basis,
     gaussian_kernel,
     is_out_of_memory,
+    move_psf_basis,
     peak_memory,
     psf_basis_degree,
     psf_basis_terms,
@@ -196,3 +197,17 @@ def test_terms_have_the_agreed_order() -> None:
     assert [psf_basis_degree(n) for n in (1, 3, 6, 10)] == [0, 1, 2, 3]
     with pytest.raises(ValueError, match="do not make a polynomial"):
         psf_basis_degree(4)
+
+
+@pytest.mark.parametrize("n_basis", [1, 3, 6, 10])
+def test_moved_basis_is_the_same_psf(n_basis: int) -> None:
+    rng = np.random.default_rng(n_basis)
+    basis = rng.normal(size=(n_basis, 5, 5))
+    basis[1:] -= basis[1:].mean(axis=(1, 2), keepdims=True)
+    scale, offset = (0.3, 1.7), (-0.6, 2.1)
+    u, v = rng.uniform(-1, 1, (2, 20))
+    moved = move_psf_basis(basis, scale, offset)
+    expected = evaluate_psf_basis(basis, scale[0] * u + offset[0], scale[1] * v + offset[1])
+    assert np.abs(evaluate_psf_basis(moved, u, v) - expected).max() < 1e-12 * np.abs(expected).max()
+    assert moved[0].sum() == pytest.approx(basis[0].sum())
+    assert np.abs(moved[1:].sum(axis=(1, 2))).max(initial=0.0) < 1e-12

@@ -179,3 +179,34 @@ def test_basis_is_checked_and_normalised() -> None:
     assert stack.mean_psf.shape == (2, STAMP, STAMP)
     with pytest.raises(InvalidStackError, match="5 basis images"):
         ExposureStack(image, image, image > 0, psf[:, :5])
+
+
+def test_typical_kernels_make_the_curvature() -> None:
+    """Where typical places are given, curvature and mean PSF are those of parts alike."""
+    image = np.ones((2, SIZE, SIZE))
+    psf = np.stack([basis(0), basis(1)])
+    places = np.array([[0.4, -1.2], [-0.3, 0.8]])
+    stack = ExposureStack(image, image, image > 0, psf, reference=places, weights=[2.0, 0.5])
+    stamps = [
+        np.tensordot(psf_basis_terms(places[t, :1], places[t, 1:], 2)[0], psf[t], axes=1) for t in (0, 1)
+    ]
+    for t in (0, 1):
+        np.testing.assert_allclose(stack.mean_psf[t].numpy(), stamps[t], atol=1e-7)
+    assert stack.exposure_weights().tolist() == [2.0, 0.5]
+    operator, fixed = (
+        ConvolutionOperator(kernels, stack.shape, reference=reference)
+        for kernels, reference in ((stack.psf, stack.reference_terms), (stack.mean_psf, None))
+    )
+    weights = stack.exposure_weights()
+    for seen, expected in (
+        (operator.power(weights), fixed.power(weights)),
+        (operator.square_weight(stack.image), fixed.square_weight(stack.image)),
+    ):
+        torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
+    moved = stack.to(device="cpu", dtype=torch.float32)
+    assert moved.exposure_weights().tolist() == [2.0, 0.5]
+    assert moved.reference is stack.reference
+    with pytest.raises(InvalidStackError, match="reference has shape"):
+        ExposureStack(image, image, image > 0, psf, reference=places[:1])
+    with pytest.raises(InvalidStackError, match="weights has shape"):
+        ExposureStack(image, image, image > 0, psf, weights=[1.0, np.nan])

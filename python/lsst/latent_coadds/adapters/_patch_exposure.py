@@ -125,6 +125,11 @@ class PatchExposure:
         self._cached: DetectorPixels | None = None
         self.bbox = self._find_overlap(patch.outer_bbox.padded(margin))
         self.n_good = self.n_invalid = 0
+        outer = patch.outer_bbox
+        self.weight = 0.0
+        """Inverse of the median variance of its good pixels on the patch."""
+        self.area = float(abs(np.linalg.det(self.mapping.jacobian(outer.x.center, outer.y.center))))
+        """Area in its pixels of a pixel of the patch."""
         if self.bbox is not None:
             self._validate(max_invalid_fraction)
 
@@ -173,6 +178,7 @@ class PatchExposure:
             )
         if self.n_good == 0:
             raise self.make_masked_error()
+        self.weight = 1.0 / float(np.median(pixels.variance[pixels.good]))
         # A PSF that fails is found before any work is done with the others.
         for y in (self.bbox.y.min, self.bbox.y.center, self.bbox.y.max):
             for x in (self.bbox.x.min, self.bbox.x.center, self.bbox.x.max):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ("PatchPsf", "pad_kernels")
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,13 +18,48 @@ import torch
 
 from lsst.images import Box, Interval
 
-from ..restoration import fit_psf_basis, resample_psf
+from ..restoration import fit_psf_basis, move_psf_basis, resample_psf
 from ._errors import BadInputError, InputProblem
 from ._exposure_reader import ExposureReader
 from ._pixel_mapping import PixelMapping
 
 _SHORT = 32
 """Side in detector pixels below which a PSF is taken to be constant."""
+
+_LARGEST_ERROR = 1e-3
+"""Error over the peak up to which one polynomial stands for many tiles."""
+
+_FARTHEST = 3.0
+"""How far a polynomial is carried from the middle of what it was fitted to, in half sizes of that."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _SharedPsf:
+    """The PSF of a large part of a detector as a polynomial of tract position.
+
+    Positions are ``(x - centre) / half`` along x and y. ``basis`` and
+    ``error`` are as `fit_psf_basis` returns them.
+    """
+
+    basis: np.ndarray
+    error: float
+    centre: tuple[float, float]
+    half: tuple[float, float]
+
+    def over(self, bbox: Box) -> tuple[np.ndarray, tuple[float, float]] | None:
+        """Return the basis for a part of the tract, and (u, v) of its own middle there.
+
+        `None` if that part lies too far off.
+        """
+        if len(self.basis) == 1:
+            return self.basis, (0.0, 0.0)
+        middle, half = zip(*((i.center, 0.5 * max(1, i.size - 1)) for i in (bbox.x, bbox.y)), strict=True)
+        scale = half[0] / self.half[0], half[1] / self.half[1]
+        offset = tuple((m - c) / h for m, c, h in zip(middle, self.centre, self.half, strict=True))
+        if max(s + abs(o) for s, o in zip(scale, offset, strict=True)) > _FARTHEST:
+            return None
+        middle = -offset[0] / scale[0], -offset[1] / scale[1]
+        return move_psf_basis(self.basis, scale, (offset[0], offset[1])), middle
 
 
 class PatchPsf:
@@ -45,6 +81,7 @@ class PatchPsf:
         self.mapping = mapping
         self._order = order
         self._kernel_size: int | None = None
+        self._shared: dict[tuple[object, ...], _SharedPsf] = {}
 
     def kernel(self, x: float, y: float, size: int | None = None) -> np.ndarray:
         """Evaluate the PSF on the tract's pixel grid.
@@ -103,8 +140,8 @@ class PatchPsf:
         return 2 * int(np.ceil((self._kernel_size // 2) / scale - 0.01)) + 1
 
     def basis(
-        self, bbox: Box, covered: Box, *, degree: int, tolerance: float = 5e-4
-    ) -> tuple[np.ndarray, float]:
+        self, bbox: Box, covered: Box, *, degree: int, on_patch: Box | None = None, tolerance: float = 5e-4
+    ) -> tuple[np.ndarray, float, tuple[float, float]]:
         """Represent the PSF over a part of the tract by basis images.
 
         Parameters
@@ -115,6 +152,8 @@ class PatchPsf:
             Detector pixels on it, where the PSF is sampled.
         degree : `int`
             Largest degree of the polynomials.
+        on_patch : `lsst.images.Box`, optional
+            Detector pixels that any part of the patch will need.
         tolerance : `float`, optional
             A lower degree is taken where its error is smaller than this, in
             units of the peak.
@@ -125,17 +164,52 @@ class PatchPsf:
             As for `~lsst.latent_coadds.restoration.fit_psf_basis`.
         error : `float`
             Largest error at the samples, in units of the peak.
+        reference : `tuple` [`float`, `float`]
+            Where (u, v) the PSF is a typical one: in the middle of the area that
+            was fitted.
+
+        Notes
+        -----
+        One polynomial is fitted to the whole detector, so that parts of the
+        tract that overlap have the same PSFs; differences of some 1e-5 would
+        show in the deconvolved cores of bright stars. Where it errs by more
+        than 1e-3 of the peak, one is fitted to what lies on the patch, and
+        where that does so too, or is far smaller than ``bbox``, one to
+        ``covered``.
         """
+        for box in (self.reader.bbox, on_patch):
+            shared = None if box is None else self._fit_shared(box, degree, tolerance)
+            if shared is None or shared.error > _LARGEST_ERROR:
+                continue
+            if (found := shared.over(bbox)) is not None:
+                return found[0], shared.error, found[1]
+        stamps, x, y = self._sample(covered, degree)
+        u, v = (
+            2.0 * (positions - interval.start) / max(1, interval.size - 1) - 1.0
+            for positions, interval in ((x, bbox.x), (y, bbox.y))
+        )
+        basis, error = fit_psf_basis(stamps, u, v, degree=degree, tolerance=tolerance)
+        return basis, error, (float(u.mean()), float(v.mean()))
+
+    def _fit_shared(self, box: Box, degree: int, tolerance: float) -> _SharedPsf:
+        """Represent the PSF on some detector pixels, once."""
+        key = box.x.start, box.x.stop, box.y.start, box.y.stop, degree, tolerance
+        if key not in self._shared:
+            stamps, *places = self._sample(box, degree)
+            centre = tuple(float(0.5 * (p.min() + p.max())) for p in places)
+            half = tuple(float(max(0.5, 0.5 * np.ptp(p))) for p in places)
+            u, v = ((p - c) / h for p, c, h in zip(places, centre, half, strict=True))
+            basis, error = fit_psf_basis(stamps, u, v, degree=degree, tolerance=tolerance)
+            self._shared[key] = _SharedPsf(basis, error, (centre[0], centre[1]), (half[0], half[1]))
+        return self._shared[key]
+
+    def _sample(self, covered: Box, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the PSF (n, k, k) at some detector positions, and tract x and y (n,) of these."""
         positions = [(x, y) for y in _positions(covered.y, degree) for x in _positions(covered.x, degree)]
         samples = [self._carry(*positions[0], None)]
         samples += [self._carry(x, y, len(samples[0][0])) for x, y in positions[1:]]
-        u, v = (
-            2.0 * (np.array(values) - interval.start) / max(1, interval.size - 1) - 1.0
-            for values, interval in zip(
-                ([s[1] for s in samples], [s[2] for s in samples]), (bbox.x, bbox.y), strict=True
-            )
-        )
-        return fit_psf_basis(np.stack([s[0] for s in samples]), u, v, degree=degree, tolerance=tolerance)
+        stamps, x, y = zip(*samples, strict=True)
+        return np.stack(stamps), np.array(x), np.array(y)
 
 
 def _positions(interval: Interval, degree: int) -> list[float]:

@@ -12,6 +12,7 @@ __all__ = ("PatchPlanes", "Tile", "stack_tile", "to_box", "to_window")
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -139,6 +140,8 @@ class _Piece:
     pixel_variance_ratio: float
     psf: np.ndarray
     psf_error: float
+    psf_reference: tuple[float, float]
+    weight: float
 
 
 def stack_tile(
@@ -213,7 +216,7 @@ def _register(member: int, exposure: PatchExposure, outer: Box, degree: int) -> 
         return None
     box = exposure.find_box(outer)
     assert box is not None, "A detector that was registered reaches the tile."
-    psf, psf_error = exposure.psf.basis(outer, box, degree=degree)
+    psf, psf_error, psf_reference = exposure.psf.basis(outer, box, degree=degree, on_patch=exposure.bbox)
     return _Piece(
         member=member,
         image=found.image,
@@ -228,6 +231,8 @@ def _register(member: int, exposure: PatchExposure, outer: Box, degree: int) -> 
         pixel_variance_ratio=found.pixel_variance_ratio,
         psf=psf,
         psf_error=psf_error,
+        psf_reference=psf_reference,
+        weight=exposure.weight / exposure.area,
     )
 
 
@@ -237,7 +242,9 @@ def _cut_out(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _
     if found is None or not found.pixels.good.any() or not found.good.any():
         return None
     pixels = found.pixels
-    psf, psf_error = exposure.psf.basis(outer, pixels.bbox, degree=degree)
+    psf, psf_error, psf_reference = exposure.psf.basis(
+        outer, pixels.bbox, degree=degree, on_patch=exposure.bbox
+    )
     return _Piece(
         member=member,
         image=torch.from_numpy(pixels.image.copy()),
@@ -253,36 +260,50 @@ def _cut_out(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _
         pixel_variance_ratio=found.pixel_variance_ratio,
         psf=psf,
         psf_error=psf_error,
+        psf_reference=psf_reference,
+        weight=exposure.weight,
     )
 
 
 def _make_stack(
     pieces: Sequence[_Piece], exposures: Sequence[PatchExposure], outer: Box, native: bool
 ) -> ExposureStack:
-    names = tuple(exposures[piece.member].reader.name for piece in pieces)
+    shared: dict[str, Any] = {
+        "names": tuple(exposures[piece.member].reader.name for piece in pieces),
+        "origin": (outer.y.start, outer.x.start),
+        "reference": np.array([piece.psf_reference for piece in pieces]),
+        "weights": np.array([piece.weight for piece in pieces]),
+    }
     psf = torch.from_numpy(_stack_bases([piece.psf for piece in pieces])).to(torch.float32)
     if not native:
         image, variance, usable = (
             torch.stack([getattr(piece, name) for piece in pieces])
             for name in ("image", "variance", "usable")
         )
-        origin = (outer.y.start, outer.x.start)
-        return ExposureStack(image, variance, usable, psf, names=names, origin=origin)
-    height, width = (max(piece.image.shape[axis] for piece in pieces) + 2 * _FRAME for axis in (0, 1))
+        return ExposureStack(image, variance, usable, psf, **shared)
+    # Nodes stand at the same pixels of an exposure in all tiles.
+    starts = [[(n - _FRAME) // _NODE_STEP * _NODE_STEP for n in piece.start] for piece in pieces]
+    height, width = (
+        max(
+            p.start[axis] + p.image.shape[axis] + _FRAME - s[axis]
+            for p, s in zip(pieces, starts, strict=True)
+        )
+        for axis in (0, 1)
+    )
     image, variance = torch.zeros((len(pieces), height, width)), torch.ones((len(pieces), height, width))
     usable = torch.zeros((len(pieces), height, width), dtype=torch.bool)
     nodes = []
-    for t, piece in enumerate(pieces):
-        h, w = piece.image.shape
-        part = t, slice(_FRAME, _FRAME + h), slice(_FRAME, _FRAME + w)
+    for t, (piece, start) in enumerate(zip(pieces, starts, strict=True)):
+        before = [p - s for p, s in zip(piece.start, start, strict=True)]
+        stop = [b + n for b, n in zip(before, piece.image.shape, strict=True)]
+        part = t, slice(before[0], stop[0]), slice(before[1], stop[1])
         image[part], variance[part], usable[part] = piece.image, piece.variance, piece.usable
-        box = Box.from_shape((h, w), start=piece.start).padded(_FRAME)
+        box = Box.from_shape((stop[0] + _FRAME, stop[1] + _FRAME), start=tuple(start))
         x, y = exposures[piece.member].mapping.nodes(box, (height, width), _NODE_STEP)
         nodes.append((x - outer.x.start, y - outer.y.start))
     node_x, node_y = (np.stack(coordinate) for coordinate in zip(*nodes, strict=True))
     frames = FrameGeometry((outer.y.size, outer.x.size), node_x, node_y, _NODE_STEP)
-    origin = (outer.y.start, outer.x.start)
-    return ExposureStack(image, variance, usable, psf, names=names, frames=frames, origin=origin)
+    return ExposureStack(image, variance, usable, psf, frames=frames, **shared)
 
 
 def _stack_bases(bases: Sequence[np.ndarray]) -> np.ndarray:

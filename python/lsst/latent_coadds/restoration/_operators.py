@@ -52,6 +52,10 @@ class ConvolutionOperator:
     sampler : `FrameSampler`, optional
         Interpolates at the pixels of exposures that are not on the latent
         grid; predictions then have the shape of its exposures.
+    reference : `torch.Tensor`, shape (T, J), optional
+        Terms of a typical kernel of each exposure, which `power` and
+        `square_weight` are those of. By default `power` is the mean over the
+        latent area.
 
     Notes
     -----
@@ -76,6 +80,7 @@ class ConvolutionOperator:
         extent: tuple[int, int] | None = None,
         origin: tuple[int, int] = (0, 0),
         sampler: FrameSampler | None = None,
+        reference: torch.Tensor | None = None,
     ) -> None:
         if kernels.ndim == 3:
             kernels = kernels[:, None]
@@ -86,6 +91,7 @@ class ConvolutionOperator:
         self.margin = margin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
         self.sampler = sampler
+        self._reference = reference
         self.data_shape = shape if sampler is None else sampler.frame_shape
         shift = -half - margin
         if sampler is not None:
@@ -222,17 +228,28 @@ class ConvolutionOperator:
 
         Notes
         -----
-        For kernels that vary it is the mean over the latent area. Sampling
-        at the pixels of exposures, and its adjoint, multiply a smooth image
-        with the area of these pixels.
+        For kernels that vary it is the mean over the latent area, or that of
+        the typical kernels where these were given. Sampling at the pixels of
+        exposures, and its adjoint, multiply a smooth image with the area of
+        these pixels.
         """
         weights = weights * self.gains.to(weights)
         total = torch.zeros_like(self._transfer[0, 0].real)
-        for weight, transfers in zip(weights.tolist(), self._transfer, strict=True):
+        for t, (weight, transfers) in enumerate(zip(weights.tolist(), self._transfer, strict=True)):
+            if self._reference is not None:
+                typical = self._typical(t)
+                total += weight * (typical.real**2 + typical.imag**2)
+                continue
             for j, transfer in enumerate(transfers):
                 mixed = (self._moments[j, :, None, None] * transfers).sum(dim=0)
                 total += weight * (transfer.real * mixed.real + transfer.imag * mixed.imag)
         return total
+
+    def _typical(self, t: int) -> torch.Tensor:
+        """Return the transform of a typical kernel of exposure ``t``, by default the first term."""
+        if self._reference is None:
+            return self._transfer[t, 0]
+        return torch.tensordot(self._reference[t].to(self._transfer), self._transfer[t], dims=1)
 
     def square_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the sum over pixels of weights times squared kernels.
@@ -245,13 +262,13 @@ class ConvolutionOperator:
         Returns
         -------
         total : `torch.Tensor`, shape ``latent_shape``
-            Diagonal of the curvature of a weighted sum of squares. Of a
-            varying kernel the first term counts.
+            Diagonal of the curvature of a weighted sum of squares, for
+            typical kernels, or the first terms of kernels that vary.
         """
         total = torch.zeros_like(self._transfer[0, 0])
         for t in range(self.n_exposures):
             which = slice(t, t + 1)
-            kernel = torch.fft.irfft2(self._transfer[t, 0], s=self.fft_shape)
+            kernel = torch.fft.irfft2(self._typical(t), s=self.fft_shape)
             square = torch.fft.rfft2(kernel.square_())
             if self.sampler is None:
                 seen = torch.fft.rfft2(weight[t], s=self.fft_shape)

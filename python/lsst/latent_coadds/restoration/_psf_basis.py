@@ -15,10 +15,13 @@ __all__ = (
     "choose_halo_width",
     "evaluate_psf_basis",
     "fit_psf_basis",
+    "move_psf_basis",
     "psf_basis_degree",
     "psf_basis_terms",
     "psf_reach",
 )
+
+import math
 
 import numpy as np
 import torch
@@ -113,6 +116,38 @@ def fit_psf_basis(
         if error <= tolerance:
             break
     return basis, error
+
+
+def move_psf_basis(basis: np.ndarray, scale: tuple[float, float], offset: tuple[float, float]) -> np.ndarray:
+    """Return the basis images of the same PSF for other coordinates.
+
+    Parameters
+    ----------
+    basis : `numpy.ndarray`, shape (J, k, k)
+        Basis images for positions u and v.
+    scale, offset : `tuple` [ `float`, `float` ]
+        ``u = scale[0] * u' + offset[0]`` and ``v = scale[1] * v' + offset[1]``.
+
+    Returns
+    -------
+    moved : `numpy.ndarray`, shape (J, k, k)
+        Basis images for positions u' and v', float64. The PSF at a place is
+        the same to rounding, so that parts of one area agree.
+    """
+    degree = psf_basis_degree(len(basis))
+    matrix = np.zeros((len(basis), len(basis)))
+    for p, q in ((d - i, i) for d in range(degree + 1) for i in range(d + 1)):
+        for a in range(p + 1):
+            for b in range(q + 1):
+                factor = math.comb(p, a) * scale[0] ** a * offset[0] ** (p - a)
+                factor *= math.comb(q, b) * scale[1] ** b * offset[1] ** (q - b)
+                matrix[_term(a, b), _term(p, q)] += factor
+    return np.tensordot(matrix, np.asarray(basis, dtype=np.float64), axes=1)
+
+
+def _term(p: int, q: int) -> int:
+    """Return the place of u^p v^q among the terms."""
+    return (p + q) * (p + q + 1) // 2 + q
 
 
 def psf_reach(psf: torch.Tensor, fraction: float = 0.01) -> int:

@@ -52,6 +52,13 @@ class ExposureStack:
         Where (row, column) the latent area begins on a larger grid. Networks
         pool pixels in cells of that grid, so that tiles of one image agree
         where they overlap.
+    reference : array-like, shape (T, 2), optional
+        Where (u, v; see `psf_basis_terms`) the PSF of each exposure is a
+        typical one. By default the mean over the latent area is. Parts of one
+        image agree if it is the same place on the sky for all of them.
+    weights : array-like, shape (T,), optional
+        Typical weight of a pixel of each exposure, the same for all parts of
+        one image; by default the inverse of the median variance here.
 
     Raises
     ------
@@ -80,6 +87,8 @@ class ExposureStack:
         names: Sequence[str] | None = None,
         frames: FrameGeometry | None = None,
         origin: tuple[int, int] = (0, 0),
+        reference: Any = None,
+        weights: Any = None,
     ) -> None:
         image, variance, psf = (_as_tensor(a) for a in (image, variance, psf))
         good = _as_tensor(good).to(torch.bool)
@@ -101,6 +110,16 @@ class ExposureStack:
         )
         self.good = good
         self.psf = _normalise_psf(psf)
+        self.reference = None if reference is None else _as_tensor(reference).to(torch.float64).cpu()
+        self.weights = None if weights is None else _as_tensor(weights).to(image)
+        for name, array, shape in (
+            ("reference", self.reference, (self.n_exposures, 2)),
+            ("weights", self.weights, (self.n_exposures,)),
+        ):
+            if array is not None and (array.shape != shape or not bool(torch.isfinite(array).all())):
+                raise InvalidStackError(
+                    f"{name} has shape {tuple(array.shape)}; give {shape} finite numbers, or leave it out."
+                )
 
     @property
     def n_exposures(self) -> int:
@@ -119,13 +138,24 @@ class ExposureStack:
 
     @property
     def mean_psf(self) -> torch.Tensor:
-        """Mean of each PSF over the latent area, (T, k, k)."""
+        """Mean of each PSF over the latent area, or the one at ``reference``, (T, k, k)."""
         if self.psf.ndim == 3:
             return self.psf
+        terms = self.reference_terms
+        if terms is not None:
+            return (terms[:, :, None, None] * self.psf).sum(dim=1)
         line = np.linspace(-1.0, 1.0, 33)
         u, v = (a.reshape(-1) for a in np.meshgrid(line, line))
         mean = psf_basis_terms(u, v, psf_basis_degree(self.psf.shape[1])).mean(axis=0)
         return (torch.from_numpy(mean).to(self.psf)[:, None, None] * self.psf).sum(dim=1)
+
+    @property
+    def reference_terms(self) -> torch.Tensor | None:
+        """Terms (T, J) of the PSFs at ``reference``; `None` without it, or if PSFs do not vary."""
+        if self.reference is None or self.psf.ndim == 3:
+            return None
+        u, v = self.reference.numpy().T
+        return torch.from_numpy(psf_basis_terms(u, v, psf_basis_degree(self.psf.shape[1]))).to(self.psf)
 
     @property
     def inverse_variance(self) -> torch.Tensor:
@@ -178,7 +208,7 @@ class ExposureStack:
             return self
         result = object.__new__(ExposureStack)
         result.names, result.frames, result.psf, result._sampler = (self.names, None, self.psf, None)
-        result.origin = self.origin
+        result.origin, result.reference, result.weights = self.origin, self.reference, self.weights
         planes: list[tuple[torch.Tensor, ...]] = []
         for t in range(self.n_exposures):
             x, y = self.frames.inverse(t)
@@ -199,7 +229,9 @@ class ExposureStack:
         """Return the stack on another device, in another precision."""
         result = object.__new__(ExposureStack)
         result.names, result.frames, result._sampler = self.names, self.frames, None
-        result.origin = self.origin
+        result.origin, result.reference, result.weights = self.origin, self.reference, self.weights
+        if self.weights is not None:
+            result.weights = self.weights.to(device=device, dtype=dtype)
         result.good = self.good.to(device)
         for name in ("image", "variance", "psf"):
             setattr(result, name, getattr(self, name).to(device=device, dtype=dtype))
@@ -217,9 +249,11 @@ class ExposureStack:
     def exposure_weights(self) -> torch.Tensor:
         """Return one weight per exposure, shape (T,).
 
-        The inverse of the median variance of its good pixels; zero for an
-        exposure that has none.
+        What was given, or the inverse of the median variance of its good
+        pixels; zero for an exposure that has none.
         """
+        if self.weights is not None:
+            return self.weights * self.good.any(dim=2).any(dim=1)
         weights = self.image.new_zeros(self.n_exposures)
         for t in range(self.n_exposures):
             variance = self.variance[t][self.good[t]]
