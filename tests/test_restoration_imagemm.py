@@ -27,7 +27,7 @@ from lsst.latent_coadds.restoration import (
 from lsst.latent_coadds.restoration._fidelity import HuberFidelity
 from lsst.latent_coadds.restoration._fit import evaluate
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
-from lsst.latent_coadds.restoration._residual import AdaptiveCorrection, covered_weight
+from lsst.latent_coadds.restoration._residual import SourceDiscs, covered_weight
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SIZE = 48
@@ -224,7 +224,7 @@ def test_stops_in_time_and_reports() -> None:
     assert r.n_iterations == 0 and not r.converged and calls[0][:2] == (0, 500)
     done = fit(stars(), n_iter=500)
     assert done.converged and done.n_iterations < 500
-    assert {"start", "fit", "uncertainty"} <= set(done.timings)
+    assert {"prepare", "fit", "uncertainty"} <= set(done.timings)
 
 
 def test_a_fit_that_is_not_finite_is_not_returned() -> None:
@@ -278,7 +278,7 @@ def sources_and_sky(n: int = 6, size: int = 96, *, seed: int = 5) -> tuple[dict[
 def test_sky_damping_quiets_the_sky_alone() -> None:
     a, empty = sources_and_sky()
     uniform, adaptive, damped = (
-        fit(a, residual_damping=d, sky_damping=s, n_realizations=0)
+        fit(a, residual_damping=d, sky_damping=s, n_realizations=0, point_threshold=0.0, sky_penalty=0.0)
         for d, s in ((0.08, 0.08), (0.08, 0.3), (0.3, 0.3))
     )
     rms = [float(r.image.numpy()[empty].std()) for r in (uniform, adaptive, damped)]
@@ -314,13 +314,11 @@ def test_surroundings_hold_what_the_data_show() -> None:
     part = coverage[8:-8, 8:-8]
     assert float(part[40:60, 20:40].mean()) == pytest.approx(1.0, abs=0.05)
     assert float(part[40:60, 80:90].mean()) == pytest.approx(float(weights[-1] / weights.sum()), abs=0.02)
-    correction = AdaptiveCorrection(quadratic, 1.0, 0.08, 0.3, coverage)
+    discs = SourceDiscs(quadratic, coverage)
     truth = torch.zeros(operator.latent_shape, dtype=torch.float64)
     truth[24, 22], truth[38, 40] = 3000.0, 8000.0
     transform = operator.transform(truth)
-    weight = operator.crop(
-        correction.surroundings(transform, evaluate(operator, fidelity, transform)[1])
-    ).numpy()
+    weight = operator.crop(discs.weight(transform, evaluate(operator, fidelity, transform)[1])).numpy()
     assert weight.min() >= 0.0 and weight.max() <= 1.0
     assert weight[14:18, 13:16].min() > 0.9 and weight[29:32, 31:34].min() > 0.9
     # Noise of the sky passes for a source now and then.

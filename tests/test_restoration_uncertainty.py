@@ -23,7 +23,8 @@ from lsst.latent_coadds.restoration import (
     measure_interval,
     restore,
 )
-from lsst.latent_coadds.restoration._imagemm import make_operator
+from lsst.latent_coadds.restoration._model import make_operator
+from lsst.latent_coadds.restoration._point_finder import PointFinder
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._student import student_quantile
@@ -126,7 +127,7 @@ def test_points_are_found_at_their_places_and_measured() -> None:
     zero = operator.transform(torch.zeros(operator.latent_shape))
     weight = stack.inverse_variance
     gradient = -operator.transform(operator.adjoint(weight * stack.image))
-    points = matched.find(matched.signal(zero, gradient))
+    points = PointFinder(matched).candidates(matched.signal(zero, gradient))
     for px, py, flux in sources:
         offset = torch.hypot(points.x - operator.margin - px, points.y - operator.margin - py)
         k = int(offset.argmin())

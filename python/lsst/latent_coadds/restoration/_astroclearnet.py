@@ -22,12 +22,12 @@ from torch import nn
 
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
-from ._imagemm import make_correction, make_operator, split_target, stamp_size
 from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
 from ._learned_restorer import Preparation, Respond, Weights, restore_learned
 from ._member import Twin
+from ._model import make_correction, make_operator, split_target, stamp_size
 from ._network import LatentNetwork, PublishedNetwork
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic

@@ -19,20 +19,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from ._accelerated import start_accelerated
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import Fit, fit_accelerated
-from ._imagemm import (
-    make_correction,
-    make_operator,
-    make_quadratic,
-    split_target,
-    stamp_size,
-    start_accelerated,
-)
 from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, fill_data, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
+from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size
 from ._network import LatentNetwork
 from ._problem import TrainingProblem
 from ._proximal import NonNegativeQuadratic

@@ -18,24 +18,14 @@ import math
 
 import torch
 
-from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
-from ._peaks import detect_peaks
+from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel, value_at_origin
 from ._proximal import NonNegativeQuadratic
 
 _TAPS = 5
 """Half-width in pixels of the kernel that puts a point between pixels."""
 
-_CLOSEST = 3
-"""Points of one round are at least this many pixels apart, plus one."""
-
-_STEPS = 5
-"""Times that positions and fluxes are improved together in a round."""
-
-_RELAXATION = 0.8
-"""Part of a step that is made: overlapping points would overshoot."""
-
-_SUSPICION = 0.02
-"""Part of its flux by which the residual of a point may deviate: what PSFs may be wrong by."""
+_LEAST_COVERAGE = 1e-3
+"""Share of the weight below which there are no data."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +38,15 @@ class PointSources:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    @classmethod
+    def none(cls, device: torch.device | str = "cpu") -> PointSources:
+        """Return no points."""
+        return cls(*(torch.zeros(0, dtype=torch.float64, device=device) for _ in range(3)))
+
+    def join(self, other: PointSources) -> PointSources:
+        """Return these points and others after them."""
+        return PointSources(*(torch.cat([getattr(self, n), getattr(other, n)]) for n in ("x", "y", "flux")))
 
     def select(self, which: torch.Tensor) -> PointSources:
         """Return those for which a tensor (n,) of bool is `True`."""
@@ -63,6 +62,9 @@ class MatchedFilter:
         The curvature of the data term.
     spread : `float`
         FWHM of the Gaussian that the kernels of the model were divided by.
+    coverage : `torch.Tensor`, shape ``latent_shape``, optional
+        Weight of the data near each pixel over that of all exposures without
+        masks and photon noise; 1 by default.
 
     Notes
     -----
@@ -70,10 +72,16 @@ class MatchedFilter:
     ``sum F' W y`` have the mean ``F K(. - p)``, where K is the sum of the
     weighted autocorrelations of the PSFs, and their noise has the covariance
     K. So ``1 / sqrt(K(0))`` is the Cramer-Rao error of an isolated star.
+    ``precision`` is K(0), ``bend`` what the second derivatives of K along x
+    and y are there, with the opposite sign, and ``resolution`` the width
+    (px) of a square with the area of the PSF.
     """
 
-    def __init__(self, quadratic: NonNegativeQuadratic, spread: float) -> None:
+    def __init__(
+        self, quadratic: NonNegativeQuadratic, spread: float, coverage: torch.Tensor | None = None
+    ) -> None:
         self.operator = quadratic.operator
+        self.coverage = coverage
         shape = self.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
@@ -86,14 +94,33 @@ class MatchedFilter:
             2j * math.pi * torch.fft.rfftfreq(width)[None].to(like),
             2j * math.pi * torch.fft.fftfreq(height)[:, None].to(like),
         )
-        self._precision = float(value_at_origin(self._response, shape))
+        self.precision = float(value_at_origin(self._response, shape))
         bend = [float(-value_at_origin((self._response * w**2).real, shape)) for w in self._waves]
-        self._bend = (bend[0], bend[1])
+        self.bend = (bend[0], bend[1])
+        self.resolution = math.sqrt(float(self._response[0, 0]) / self.precision)
+        self._bow = sum(((w**2).real for w in self._waves), start=torch.zeros_like(like))
+        square = float(value_at_origin(self._response * self._bow**2, shape))
+        self._bow_scale = (square - sum(bend) ** 2 / self.precision) ** -0.5
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self._point.device
 
     @property
     def flux_error(self) -> float:
         """Error of the flux of an isolated star where no pixel is masked."""
-        return self._precision**-0.5
+        return self.precision**-0.5
+
+    def flux_errors(self, points: PointSources) -> torch.Tensor:
+        """Return the Cramér-Rao errors (n,) of the fluxes of isolated points."""
+        return self.flux_error / self.share(points).sqrt()
+
+    def share(self, points: PointSources) -> torch.Tensor:
+        """Return the coverage (n,) of points."""
+        if self.coverage is None:
+            return torch.ones_like(points.flux)
+        return self.at(self.coverage, points).clamp(1e-12, 1.0)
 
     def signal(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the filtered data.
@@ -106,14 +133,32 @@ class MatchedFilter:
         """
         return self._point * (self._curvature * transform - gradient)
 
+    def left(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of what a model leaves of the filtered data.
+
+        Parameters
+        ----------
+        gradient : `torch.Tensor`
+            Padded transform of the gradient at the model.
+        """
+        return -self._point * gradient
+
+    def deviation(self, left: torch.Tensor) -> torch.Tensor:
+        """Return what `left` says, ``latent_shape``, in sigma."""
+        height = self.operator.untransform(left) * self.flux_error
+        if self.coverage is None:
+            return height
+        share = self.coverage.clamp(0.0, 1.0)
+        return torch.where(share > _LEAST_COVERAGE, height / share.clamp_min(_LEAST_COVERAGE).sqrt(), 0.0)
+
     def light(self, points: PointSources) -> torch.Tensor:
         """Return the padded transform of points at the PSF of the latent image."""
         return self._point * self._place(points)
 
     def place_error(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the Cramér-Rao errors of x and y of isolated points, in pixels."""
-        flux = points.flux.clamp_min(self.flux_error)
-        return tuple(1.0 / (flux * math.sqrt(bend)) for bend in self._bend)  # type: ignore[return-value]
+        flux = points.flux.clamp_min(self.flux_error) * self.share(points).sqrt()
+        return tuple(1.0 / (flux * math.sqrt(bend)) for bend in self.bend)  # type: ignore[return-value]
 
     def render(self, points: PointSources, fwhm: float, widening: torch.Tensor | None = None) -> torch.Tensor:
         """Return the image (H, W) of points at a Gaussian PSF.
@@ -126,103 +171,64 @@ class MatchedFilter:
             FWHM of the PSF in latent pixels.
         widening : `torch.Tensor`, shape (n,), optional
             By how much the variance (px^2 per axis) of each image exceeds that
-            of the PSF, to first order.
+            of the PSF.
+
+        Notes
+        -----
+        Drawn at the centres of pixels, not by interpolation, which would ring.
         """
-        shape = self.operator.fft_shape
-        size = min(2 * math.ceil(3.0 * fwhm) + 1, (min(shape) - 1) // 2 * 2 + 1)
-        psf = centred_rfft2(gaussian_kernel(fwhm, size).to(points.x.device), shape).real.to(self._point)
-        light = self._place(points)
+        operator = self.operator
+        variance = torch.full_like(points.flux, (fwhm / FWHM_PER_SIGMA) ** 2)
         if widening is not None:
-            laplacian = sum((wave**2).real for wave in self._waves)
-            wide = PointSources(points.x, points.y, 0.5 * widening * points.flux)
-            light = light + laplacian * self._place(wide)
-        image = self.operator.untransform(psf * light)
-        return self.operator.crop(image)
+            variance = (variance + widening).clamp_min(0.1 * (fwhm / FWHM_PER_SIGMA) ** 2)
+        half = max(1, math.ceil(2.5 * fwhm))
+        offset = torch.arange(-half, half + 1, device=points.x.device, dtype=points.x.dtype)
+        plane = points.x.new_zeros(operator.latent_shape)
+        row, column = (p.round()[:, None] + offset for p in (points.y, points.x))
+        by_row, by_column = (
+            _profile(pixels - p[:, None], variance[:, None])
+            for pixels, p in ((row, points.y), (column, points.x))
+        )
+        value = points.flux[:, None, None] * by_row[:, :, None] * by_column[:, None, :]
+        height, width = plane.shape
+        inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
+        index = row[:, :, None] * width + column[:, None, :]
+        plane.view(-1).index_add_(0, index[inside].long(), value[inside])
+        return operator.crop(plane).to(self._point)
 
     def significance(self, signal: torch.Tensor) -> torch.Tensor:
-        """Return filtered data over their noise, ``latent_shape``."""
-        return self.operator.untransform(signal) * self.flux_error
+        """Return filtered data over their noise, ``latent_shape``.
+
+        Where a part of the data is missing and the model stands for it, the
+        noise is larger than where nothing is.
+        """
+        height = self.operator.untransform(signal) * self.flux_error
+        if self.coverage is None:
+            return height
+        share = self.coverage.clamp(0.0, 1.0)
+        return torch.where(share > _LEAST_COVERAGE, height * share.sqrt(), 0.0)
 
     def residual(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return the padded transform of filtered data without points."""
         return signal - self._response * self._place(points)
 
-    def find(
-        self,
-        signal: torch.Tensor,
-        *,
-        threshold: float = 4.0,
-        largest_residual: float = 4.0,
-        n_rounds: int = 2,
-    ) -> PointSources:
-        """Find what point sources explain.
-
-        Parameters
-        ----------
-        signal : `torch.Tensor`
-            What `signal` returns.
-        threshold : `float`, optional
-            Peaks that are lower, in sigma, are no sources.
-        largest_residual : `float`, optional
-            What differs more than that, in sigma, from points nearby is not
-            taken for a point.
-        n_rounds : `int`, optional
-            Peaks in what the points of earlier rounds leave join them.
-
-        Returns
-        -------
-        points : `PointSources`
-            Sources, with positions and fluxes that fit best together.
-        """
-        none = torch.zeros(0, dtype=torch.float64, device=self._point.device)
-        points = PointSources(none, none, none)
-        for _ in range(n_rounds):
-            peaks = self._peaks(self.residual(signal, points), threshold)
-            points = PointSources(
-                *(torch.cat([getattr(points, n), getattr(peaks, n)]) for n in ("x", "y", "flux"))
-            )
-            if not len(points):
-                return points
-            points = self.improve(signal, points, n_steps=_STEPS)
-        left = self.significance(self.residual(signal, points)).abs()
-        left = torch.nn.functional.max_pool2d(left[None, None], 9, stride=1, padding=4)[0, 0]
-        strength = points.flux / self.flux_error
-        allowed = largest_residual + _SUSPICION * strength.clamp_min(0.0)
-        good = (self.at(left, points) < allowed) & (strength > threshold - 0.5)
-        return points.select(good)
-
-    def _peaks(self, signal: torch.Tensor, threshold: float) -> PointSources:
-        height = self.significance(signal)
-        y, x = detect_peaks(height, threshold, radius=_CLOSEST).unbind(1)
-        return PointSources(x.double(), y.double(), height[y, x].double() * self.flux_error)
-
-    def improve(self, signal: torch.Tensor, points: PointSources, *, n_steps: int) -> PointSources:
-        """Return points moved towards the maximum of the likelihood.
-
-        Parameters
-        ----------
-        signal : `torch.Tensor`
-            What `signal` returns.
-        points : `PointSources`
-            Where to begin.
-        n_steps : `int`
-            Steps of positions and fluxes together.
-        """
-        for _ in range(n_steps if len(points) else 0):
-            points = self._improve(signal, points)
-        return points
-
-    def _improve(self, signal: torch.Tensor, points: PointSources) -> PointSources:
-        left = self.residual(signal, points)
-        slopes = [self.at(self.operator.untransform(w * left), points) for w in self._waves]
+    def values(
+        self, filtered: torch.Tensor, points: PointSources
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+        """Return the values (n,) of a padded transform at points, and its slopes along x and y."""
+        along_x, along_y = (self.at(self.operator.untransform(w * filtered), points) for w in self._waves)
         dx, dy = points.x - points.x.round(), points.y - points.y.round()
-        value = self.at(self.operator.untransform(left), points) + slopes[0] * dx + slopes[1] * dy
-        bright = points.flux.clamp_min(2.0 * self.flux_error)
-        x, y = (
-            p + (_RELAXATION * s / (bright * b)).clamp(-0.5, 0.5)
-            for p, s, b in zip((points.x, points.y), slopes, self._bend, strict=True)
-        )
-        return PointSources(x, y, points.flux + _RELAXATION * value / self._precision)
+        value = self.at(self.operator.untransform(filtered), points) + along_x * dx + along_y * dy
+        return value, (along_x, along_y)
+
+    def width(self, left: torch.Tensor, points: PointSources) -> torch.Tensor:
+        """Return by how many sigma (n,) sources are wider than points.
+
+        The score of the variance of a round Gaussian profile, where flux and
+        place fit best already.
+        """
+        score = self.at(self.operator.untransform(self._bow * left), points)
+        return score * self._bow_scale / self.share(points).sqrt()
 
     def at(self, image: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return an image (latent shape) at the pixels nearest to points."""
@@ -243,6 +249,14 @@ class MatchedFilter:
         index = (row % height)[:, :, None] * width + (column % width)[:, None, :]
         plane.index_add_(0, index.reshape(-1), value.reshape(-1).to(plane))
         return torch.fft.rfft2(plane.view(height, width))
+
+
+def _profile(distance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """Return a Gaussian, (n, pixels), that sums to one; without a width, shared linearly."""
+    if float(variance.max() if variance.numel() else 1.0) == 0.0:
+        return (1.0 - distance.abs()).clamp_min(0.0)
+    weight = torch.exp(-0.5 * distance**2 / variance)
+    return weight / weight.sum(dim=1, keepdim=True)
 
 
 def _interpolate(distance: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ("NonNegativeQuadratic", "local_balance", "momentum")
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -256,8 +257,21 @@ class NonNegativeQuadratic:
 
     def penalty(self, z: torch.Tensor) -> float:
         """Return the price of coefficients."""
-        parts = (z[c.part].sum(dtype=torch.float64) * self._prices[c.part.start] for c in self._components)
-        return float(sum(parts))
+        return float((z.double() * self._prices).sum())
+
+    def with_price(self, price: torch.Tensor) -> NonNegativeQuadratic:
+        """Return the same problem, where coefficients of the first scale have another price.
+
+        Parameters
+        ----------
+        price : `torch.Tensor`, shape ``latent_shape``
+            In units of the noise of the gradient, as the penalties.
+        """
+        other = copy.copy(self)
+        first = self._components[0]
+        other._prices = self._prices.clone()
+        other._prices[first.part] = (first.noise * price).reshape(-1)
+        return other
 
     def solve(
         self,

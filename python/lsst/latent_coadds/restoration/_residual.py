@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("AdaptiveCorrection", "ResidualCorrection", "covered_weight")
+__all__ = ("AdaptiveCorrection", "ResidualCorrection", "SourceDiscs", "covered_weight")
 
 import math
 
@@ -108,6 +108,66 @@ class ResidualCorrection:
         return transform + self._operator.transform(missed)
 
 
+class SourceDiscs:
+    """Discs around the sources of a solution.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The curvature of the data term.
+    coverage : `torch.Tensor`, shape ``latent_shape``
+        As returned by `covered_weight`.
+
+    Notes
+    -----
+    A source is a peak of the matched filter, in data whose gaps and outliers
+    the solution fills. Its surroundings are a disc with the area of some five
+    PSFs, with a smooth edge.
+    """
+
+    def __init__(self, quadratic: NonNegativeQuadratic, coverage: torch.Tensor) -> None:
+        self._operator = quadratic.operator
+        self._curvature = quadratic.curvature
+        square = value_at_origin(self._curvature, self._operator.fft_shape)
+        self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
+        self._disc = self._make_disc(float(self._curvature[0, 0] / square))
+
+    def _make_disc(self, psf_area: float) -> torch.Tensor:
+        """Return the transform of a disc with a smooth edge, 1 inside."""
+        largest = (min(self._operator.fft_shape) - 2) // 2
+        radius = min(0.75 * math.sqrt(psf_area), largest - 0.5 * _EDGE)
+        half = max(1, min(math.ceil(radius + 0.5 * _EDGE), largest))
+        offset = torch.arange(-half, half + 1, dtype=torch.float64)
+        distance = torch.hypot(offset[:, None], offset[None, :])
+        disc = _smooth_step(distance, radius + 0.5 * _EDGE, radius - 0.5 * _EDGE)
+        return centred_rfft2(disc.to(self._curvature), self._operator.fft_shape)
+
+    def weight(
+        self,
+        transform: torch.Tensor,
+        gradient: torch.Tensor,
+        significance: tuple[float, float] = _SIGNIFICANCE,
+    ) -> torch.Tensor:
+        """Return how much (0 to 1) each pixel is beside a source.
+
+        Parameters
+        ----------
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image and of the gradient there.
+        significance : `tuple` [ `float`, `float` ], optional
+            Where peaks begin to count, and where they do so fully, in sigma.
+
+        Returns
+        -------
+        weight : `torch.Tensor`, shape ``latent_shape``
+            1 around sources, 0 far from them.
+        """
+        data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
+        highest = torch.nn.functional.max_pool2d(data[None, None], 3, stride=1, padding=1)[0, 0]
+        peaks = torch.where(data >= highest, _smooth_step(data, *significance), torch.zeros_like(data))
+        return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
+
+
 class AdaptiveCorrection:
     """Two linear corrections: one around sources, another between them.
 
@@ -128,11 +188,9 @@ class AdaptiveCorrection:
 
     Notes
     -----
-    A source is a peak of the matched filter, in data whose gaps and outliers
-    the solution fills. Its surroundings are a disc with the area of some five
-    PSFs, with a smooth edge: where the light is that a neighbouring speck of
-    noise may have taken from it. Broad light between the discs is not lost,
-    for both corrections pass it.
+    Around sources is where a neighbouring speck of noise may have taken light
+    from them. Broad light between the discs is not lost, for both corrections
+    pass it.
     """
 
     def __init__(
@@ -144,41 +202,10 @@ class AdaptiveCorrection:
         coverage: torch.Tensor,
     ) -> None:
         self._operator = quadratic.operator
-        self._curvature = quadratic.curvature
         self._near = ResidualCorrection(quadratic, spread, damping)
         self._far = ResidualCorrection(quadratic, spread, sky_damping)
-        square = value_at_origin(self._curvature, self._operator.fft_shape)
         self._share = coverage.clamp_min(_LEAST_SHARE)
-        self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
-        self._disc = self._make_disc(float(self._curvature[0, 0] / square))
-
-    def _make_disc(self, psf_area: float) -> torch.Tensor:
-        """Return the transform of a disc with a smooth edge, 1 inside."""
-        largest = (min(self._operator.fft_shape) - 2) // 2
-        radius = min(0.75 * math.sqrt(psf_area), largest - 0.5 * _EDGE)
-        half = max(1, min(math.ceil(radius + 0.5 * _EDGE), largest))
-        offset = torch.arange(-half, half + 1, dtype=torch.float64)
-        distance = torch.hypot(offset[:, None], offset[None, :])
-        disc = _smooth_step(distance, radius + 0.5 * _EDGE, radius - 0.5 * _EDGE)
-        return centred_rfft2(disc.to(self._curvature), self._operator.fft_shape)
-
-    def surroundings(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-        """Return the weight, 0 to 1, of the correction for sources.
-
-        Parameters
-        ----------
-        transform, gradient : `torch.Tensor`
-            Padded transforms of the latent image and of the gradient there.
-
-        Returns
-        -------
-        weight : `torch.Tensor`, shape ``latent_shape``
-            1 around sources, 0 far from them.
-        """
-        data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
-        highest = torch.nn.functional.max_pool2d(data[None, None], 3, stride=1, padding=1)[0, 0]
-        peaks = torch.where(data >= highest, _smooth_step(data, *_SIGNIFICANCE), torch.zeros_like(data))
-        return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
+        self._discs = SourceDiscs(quadratic, coverage)
 
     def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the corrected latent image.
@@ -190,7 +217,7 @@ class AdaptiveCorrection:
         """
         far = self._operator.untransform(self._far.apply(gradient))
         near = self._operator.untransform(self._near.apply(gradient))
-        missed = (far + self.surroundings(transform, gradient) * (near - far)) / self._share
+        missed = (far + self._discs.weight(transform, gradient) * (near - far)) / self._share
         return transform + self._operator.transform(missed)
 
 

@@ -121,6 +121,18 @@ class ImageMMSettings(_Checked):
         "makes smoother galaxies and sky, and takes light from faint stars.",
         min=0.0,
     )
+    point_threshold: float = _setting(
+        3.5,
+        "Accelerated form: sources of at least this many sigma that are points, as far as noise lets one "
+        "tell, get a position between pixels and the target PSF itself; 0 leaves them to the pixels.",
+        min=0.0,
+    )
+    sky_penalty: float = _setting(
+        4.0,
+        "Accelerated form: price of points where exposures show no source, so that noise does not become "
+        "specks; values below point_penalty do nothing.",
+        min=0.0,
+    )
     n_start: int = _setting(
         60, "Accelerated form: steps of the cheap start, where gaps and outliers are filled in.", min=0
     )

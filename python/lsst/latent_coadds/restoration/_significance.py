@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 
 from ._direct import direct_coadd
-from ._imagemm import make_operator
+from ._model import make_operator
 from ._peaks import detect_peaks
 from ._settings import DirectSettings
 from ._stack import ExposureStack

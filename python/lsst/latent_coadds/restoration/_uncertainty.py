@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Bootstrap", "find_sources", "smooth_variance")
+__all__ = ("Bootstrap", "find_sources", "grow_flags", "replicate", "smooth_variance")
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -20,6 +20,8 @@ import torch
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._kernels import convolve, gaussian_kernel, value_at_origin
+from ._operators import ConvolutionOperator
+from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
 from ._residual import ResidualCorrection
@@ -103,14 +105,15 @@ class Bootstrap:
         operator = quadratic.operator
         self._quadratic, self._fidelity, self._operator = quadratic, fidelity, operator
         self._matched = MatchedFilter(quadratic, spread)
+        self._finder = PointFinder(self._matched)
         self._start = ResidualCorrection(quadratic, spread, _START_DAMPING)
         signal = self._matched.signal(transform, gradient)
-        points = self._jittered = self._matched.find(signal)
+        points = self._jittered = self._finder.find(signal)
         points = points.select(points.flux < _BRIGHTEST * self._matched.flux_error)
         for _ in range(_ROUNDS):
             # What is partly a point is structure altogether, or its light would count twice.
             left = self._matched.significance(self._matched.residual(signal, points))
-            self.structure = _grow((left > _THRESHOLD).to(left))
+            self.structure = grow_flags((left > _THRESHOLD).to(left))
             points = points.select(self._matched.at(self.structure, points) == 0.0)
         self.bright = points.select(points.flux > _KNOWN * self._matched.flux_error)
         self._broad = operator.transform(operator.untransform(corrected) * self.structure)
@@ -118,24 +121,8 @@ class Bootstrap:
         self.sky = self._matched.light(points) + self._broad
 
     def replicate(self, n_realizations: int, generator: torch.Generator) -> Iterator[HuberFidelity]:
-        """Yield data terms with other data of the same sky.
-
-        Parameters
-        ----------
-        n_realizations : `int`
-            How many.
-        generator : `torch.Generator`
-            Source of the noise, on the CPU.
-        """
-        covered = self._fidelity.inverse_sigma > 0
-        sigma = torch.where(covered, 1.0 / self._fidelity.inverse_sigma, 0.0)
-        lifted = self._operator.lift(self.sky)
-        for _ in range(n_realizations):
-            data = torch.empty_like(sigma)
-            for which in self._operator.chunks():
-                noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
-                data[which] = self._operator.predict(lifted, which) + noise.to(sigma.device) * sigma[which]
-            yield HuberFidelity(data, self._fidelity.inverse_sigma, self._fidelity.delta)
+        """Yield data terms with other data of the same sky; see `replicate`."""
+        return replicate(self._operator, self.sky, self._fidelity, n_realizations, generator)
 
     def realize(
         self,
@@ -228,7 +215,7 @@ class Bootstrap:
         known = quadratic.select(coefficients, self.structure)
         before = quadratic.combine(known) + self._matched.light(self.bright)
         slope = evaluate(self._operator, problem, before)[1]
-        points = self._matched.improve(self._matched.signal(before, slope), self.bright, n_steps=2)
+        points = self._finder.improve(self._matched.signal(before, slope), self.bright, n_steps=2)
         least = _KNOWN * self._matched.flux_error
         flux = points.flux.clamp_min(least)
         light = flux * (flux - least) / (flux + least)
@@ -258,6 +245,39 @@ class Bootstrap:
         return render(moved, self._target_fwhm, wider) - render(points, self._target_fwhm)
 
 
+def replicate(
+    operator: ConvolutionOperator,
+    sky: torch.Tensor,
+    fidelity: HuberFidelity,
+    n_realizations: int,
+    generator: torch.Generator,
+) -> Iterator[HuberFidelity]:
+    """Yield data terms with other data of the same sky.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        Forward model.
+    sky : `torch.Tensor`
+        Padded transform of the latent image.
+    fidelity : `HuberFidelity`
+        Says how large the noise is, and what is masked.
+    n_realizations : `int`
+        How many.
+    generator : `torch.Generator`
+        Source of the noise, on the CPU.
+    """
+    covered = fidelity.inverse_sigma > 0
+    sigma = torch.where(covered, 1.0 / fidelity.inverse_sigma, 0.0)
+    lifted = operator.lift(sky)
+    for _ in range(n_realizations):
+        data = torch.empty_like(sigma)
+        for which in operator.chunks():
+            noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
+            data[which] = operator.predict(lifted, which) + noise.to(sigma.device) * sigma[which]
+        yield HuberFidelity(data, fidelity.inverse_sigma, fidelity.delta)
+
+
 def find_sources(
     fidelity: HuberFidelity, quadratic: NonNegativeQuadratic, *, threshold: float = 4.0, grow: int = 3
 ) -> torch.Tensor:
@@ -266,7 +286,7 @@ def find_sources(
     sky = torch.zeros_like(operator.transform(quadratic.curvature.new_zeros(operator.latent_shape)))
     signal = -operator.untransform(evaluate(operator, fidelity, sky)[1])
     noise = value_at_origin(quadratic.curvature, operator.fft_shape).sqrt()
-    return _grow((signal > threshold * noise).to(signal.dtype), grow)
+    return grow_flags((signal > threshold * noise).to(signal.dtype), grow)
 
 
 def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -297,6 +317,6 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
     return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
 
 
-def _grow(flags: torch.Tensor, by: int = 3) -> torch.Tensor:
+def grow_flags(flags: torch.Tensor, by: int = 3) -> torch.Tensor:
     """Return flags (h, w), 0 or 1, that spread over their neighbours."""
     return torch.nn.functional.max_pool2d(flags[None, None], 2 * by + 1, stride=1, padding=by)[0, 0]

@@ -1,0 +1,281 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The accelerated form of ImageMM: point sources, and a latent image of all else."""
+
+from __future__ import annotations
+
+__all__ = ("AcceleratedFit", "fit_stack", "price_sky", "start_accelerated", "subtract_light")
+
+import copy
+import dataclasses
+from collections.abc import Callable
+
+import torch
+
+from ._direct import DirectCoadd, direct_coadd
+from ._fidelity import HuberFidelity
+from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
+from ._holes import fill_holes
+from ._kernels import value_at_origin
+from ._operators import ConvolutionOperator
+from ._point_finder import PointFinder
+from ._point_sources import MatchedFilter, PointSources
+from ._proximal import NonNegativeQuadratic
+from ._rejection import reject_outliers
+from ._residual import SourceDiscs, covered_weight
+from ._settings import DirectSettings, ImageMMSettings
+from ._stack import ExposureStack
+
+_REJECTIONS = 2
+"""How often outliers are looked for and the fit is made again."""
+
+_ROUNDS = 4
+"""Steps of points with an exact gradient of the data term."""
+
+_LEAST_SEEN = 0.3
+"""Share of the exposures that must have data on a point."""
+
+_LEAST_RESOLUTION = 2.5
+"""Square root (px) of the area of a PSF that is sampled well enough for places between pixels."""
+
+_STRUCTURE = (3.0, 4.0)
+"""Where, in sigma, light that points do not explain may be narrow."""
+
+
+@dataclasses.dataclass
+class AcceleratedFit:
+    """Points, and the latent image of the rest.
+
+    Attributes
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The problem that was solved for the rest.
+    fidelity : `HuberFidelity`
+        Its data term: the exposures without the points, without outliers.
+    fit : `Fit`
+        Its solution.
+    matched : `MatchedFilter`
+        What found the points.
+    points : `PointSources`
+        The points.
+    rejected : `torch.Tensor` of bool, shape (T, h, w)
+        Outliers of single exposures.
+    """
+
+    quadratic: NonNegativeQuadratic
+    fidelity: HuberFidelity
+    fit: Fit
+    matched: MatchedFilter
+    points: PointSources
+    rejected: torch.Tensor
+
+    @property
+    def transform(self) -> torch.Tensor:
+        """Padded transform of the latent image, points included."""
+        return self.fit.transform + self.matched.light(self.points)
+
+
+def fit_stack(
+    stack: ExposureStack,
+    quadratic: NonNegativeQuadratic,
+    spread: float,
+    settings: ImageMMSettings,
+    *,
+    whole: ExposureStack | None = None,
+    held_out: Callable[[torch.Tensor, torch.Tensor], HeldOut | None] | None = None,
+    progress: ProgressCallback | None = None,
+) -> AcceleratedFit:
+    """Fit points and a latent image to exposures.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures, without held-out pixels.
+    quadratic : `NonNegativeQuadratic`
+        The problem.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
+    settings : `ImageMMSettings`
+        How to fit.
+    whole : `ExposureStack`, optional
+        The exposures with held-out pixels, where outliers are looked for too.
+    held_out : `~collections.abc.Callable`, optional
+        Returns what watches the fit, from the light of the points (padded
+        transform) and the outliers.
+    progress : `~collections.abc.Callable`, optional
+        Called with (iteration, largest number of iterations, objective).
+
+    Raises
+    ------
+    RestorationError
+        The fit diverged.
+
+    Notes
+    -----
+    A star in a non-negative image is a few pixels that its noise has picked:
+    wider than the PSF if it is faint, and of a width and height that depend
+    on its place in a pixel if it is bright. So what the matched filter finds,
+    and a point explains up to the noise, is fitted with a position between
+    pixels; the latent image is fitted to what the points leave, be it the
+    wings of a wrong PSF or a galaxy under a star. In the latent image narrow
+    components are dear where the matched filter finds nothing else.
+    """
+    whole = stack if whole is None else whole
+    operator = quadratic.operator
+    fidelity = _data_term(stack, settings)
+    coverage = covered_weight(quadratic, fidelity)
+    matched = MatchedFilter(quadratic, spread, _local_precision(quadratic, stack, stack.exposure_weights()))
+    finder = PointFinder(matched, settings.point_threshold)
+    points = PointSources.none(matched.device)
+    sampled = settings.point_threshold > 0.0 and matched.resolution > _LEAST_RESOLUTION
+    if sampled:
+        points = _find_points(stack, finder, fidelity)
+    light = matched.light(points)
+    rest = subtract_light(stack, operator, light)
+    coefficients = start_accelerated(
+        rest, quadratic, direct_coadd(rest, DirectSettings(clip=True)), settings.n_start
+    )
+    fidelity = _data_term(rest, settings)
+    transform = quadratic.combine(coefficients)
+    gradient = evaluate(operator, fidelity, transform)[1]
+    discs = SourceDiscs(quadratic, coverage)
+    quadratic = price_sky(quadratic, discs, transform, gradient, settings)
+    rejected = torch.zeros_like(stack.good)
+    watch = None if held_out is None else held_out(light, rejected)
+    fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress, watch)
+    for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
+        everything = _data_term(whole, settings).without(rejected)
+        found = reject_outliers(operator, everything, fit.transform + light, settings.reject_sigma)
+        if not bool(found.any()):
+            break
+        rejected |= found
+        # What was an outlier may have been a point.
+        gradient = evaluate(operator, fidelity.without(rejected), fit.transform)[1]
+        if sampled:
+            candidates = finder.candidates(matched.signal(fit.transform + light, gradient))
+            points = _fit_points(finder, _data_term(stack, settings).without(rejected), candidates)
+        light = matched.light(points)
+        quadratic = price_sky(quadratic, discs, fit.transform, gradient, settings)
+        fidelity = _data_term(subtract_light(stack, operator, light), settings).without(rejected)
+        watch = None if held_out is None else held_out(light, rejected)
+        fit = fit.then(
+            fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace)
+        )
+    return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
+
+
+def _data_term(stack: ExposureStack, settings: ImageMMSettings) -> HuberFidelity:
+    return HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
+
+
+def subtract_light(stack: ExposureStack, operator: ConvolutionOperator, light: torch.Tensor) -> ExposureStack:
+    """Return exposures without the light of a latent image (padded transform)."""
+    rest = copy.copy(stack)
+    rest.image = torch.empty_like(stack.image)
+    lifted = operator.lift(light)
+    for which in operator.chunks():
+        rest.image[which] = stack.image[which] - operator.predict(lifted, which)
+    rest.image.masked_fill_(~stack.good, 0.0)
+    return rest
+
+
+def _find_points(stack: ExposureStack, finder: PointFinder, fidelity: HuberFidelity) -> PointSources:
+    """Return the points in data whose gaps and outliers the coadd fills at first."""
+    operator = finder.matched.operator
+    coadd = direct_coadd(stack, DirectSettings(clip=True))
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+    weights = stack.exposure_weights()
+    total: torch.Tensor | None = None
+    for which in operator.chunks():
+        data = weights[which, None, None] * _fill(stack, coadd, filled, which)
+        total = operator.back_project(data, which, into=total)
+    assert total is not None
+    gradient = -operator.lower(total)
+    candidates = finder.candidates(finder.matched.signal(torch.zeros_like(gradient), gradient))
+    return _fit_points(finder, fidelity.without(~coadd.kept), candidates)
+
+
+def _fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
+    """Return those candidates that are points, as the exposures themselves have them."""
+    matched = finder.matched
+    for k in range(_ROUNDS + 1 if len(points) else 0):
+        left = matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1])
+        if k == _ROUNDS:
+            return finder.judge(left, points)
+        # What the model in gaps and outliers pretended goes.
+        points = finder.prune(finder.step(left, points))
+    return points
+
+
+def _local_precision(
+    quadratic: NonNegativeQuadratic, stack: ExposureStack, weights: torch.Tensor
+) -> torch.Tensor:
+    """Return the precision (latent shape) of a point's flux over that with all data.
+
+    It is 0 where too many exposures are masked.
+    """
+    square_weight, whole = quadratic.operator.square_weight, weights[:, None, None]
+    largest = value_at_origin(quadratic.curvature, quadratic.operator.fft_shape)
+    seen = square_weight(whole * (stack.inverse_variance > 0)) / largest
+    precision = square_weight(stack.inverse_variance) / largest
+    return torch.where(seen > _LEAST_SEEN, precision, 0.0)
+
+
+def price_sky(
+    quadratic: NonNegativeQuadratic,
+    discs: SourceDiscs,
+    transform: torch.Tensor,
+    gradient: torch.Tensor,
+    settings: ImageMMSettings,
+) -> NonNegativeQuadratic:
+    """Return the problem where narrow light is dear, but for what the matched filter finds.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The problem.
+    discs : `SourceDiscs`
+        Tells where sources are.
+    transform, gradient : `torch.Tensor`
+        Padded transforms of a latent image and of the gradient there.
+    settings : `ImageMMSettings`
+        The prices.
+    """
+    if settings.sky_penalty <= settings.point_penalty or quadratic.n_scales == 1:
+        return quadratic
+    near = discs.weight(transform, gradient, _STRUCTURE)
+    return quadratic.with_price(near * settings.point_penalty + (1.0 - near) * settings.sky_penalty)
+
+
+def start_accelerated(
+    stack: ExposureStack, quadratic: NonNegativeQuadratic, coadd: DirectCoadd, n_steps: int
+) -> torch.Tensor:
+    """Solve the problem with outliers and gaps replaced by the coadd.
+
+    Without gaps the curvature is a convolution, so this costs little; it
+    brings all but the last details.
+    """
+    operator = quadratic.operator
+    weights = stack.exposure_weights()
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+    coefficients = quadratic.divide(operator.extend(filled).clamp_min_(0.0))
+    transform = quadratic.combine(coefficients)
+    lifted = operator.lift(transform)
+    total = torch.zeros_like(lifted)
+    for which in operator.chunks():
+        residual = operator.predict(lifted, which) - _fill(stack, coadd, filled, which)
+        operator.back_project(weights[which, None, None] * residual, which, into=total)
+    gradient = operator.lower(total)
+    return quadratic.solve(coefficients, gradient, n_steps, transform=transform, constant=True)
+
+
+def _fill(stack: ExposureStack, coadd: DirectCoadd, filled: torch.Tensor, which: slice) -> torch.Tensor:
+    """Return exposures ``which`` with the coadd where it left them out."""
+    around = torch.stack([stack.to_frame(t, filled) for t in range(which.start, which.stop)])
+    return torch.where(coadd.kept[which], stack.image[which], around)

@@ -1,0 +1,155 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Uncertainty of an image of points and of a latent image of the rest."""
+
+from __future__ import annotations
+
+__all__ = ("PointBootstrap",)
+
+from collections.abc import Callable
+
+import torch
+
+from ._accelerated import AcceleratedFit, price_sky
+from ._fidelity import HuberFidelity
+from ._fit import evaluate
+from ._point_finder import PointFinder
+from ._point_sources import PointSources
+from ._residual import ResidualCorrection, SourceDiscs, covered_weight
+from ._settings import ImageMMSettings
+from ._uncertainty import grow_flags, replicate
+
+_THRESHOLD = 4.0
+"""Where the matched filter finds more than this, in sigma, besides the points, is structure."""
+
+_STEPS = 50
+"""Steps of a refit."""
+
+_START_DAMPING = 0.1
+"""Damping of the linear deconvolution that it starts from."""
+
+
+class PointBootstrap:
+    """The fitted sky, and fits to data that other noise would have made of it.
+
+    Parameters
+    ----------
+    solution : `AcceleratedFit`
+        What was fitted.
+    corrected : `torch.Tensor`
+        Padded transform of its latent image with the linear correction.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
+    settings : `ImageMMSettings`
+        How it was fitted.
+
+    Notes
+    -----
+    The sky consists of the points, of the corrected latent image where the
+    matched filter finds something besides, and of nothing else. From the data
+    of each realization points are found and measured anew, so that their
+    places and fluxes err as those of the result do, and sources close to the
+    threshold are lost now and then.
+
+    The noise is white and Gaussian, as the variance plane has it. Errors of
+    the PSFs, of the registration, of the flux scales and correlated input
+    noise are not in it.
+    """
+
+    def __init__(
+        self, solution: AcceleratedFit, corrected: torch.Tensor, spread: float, settings: ImageMMSettings
+    ) -> None:
+        self._quadratic, self._fidelity = solution.quadratic, solution.fidelity
+        self._matched, self._points, self._settings = solution.matched, solution.points, settings
+        self._finder = PointFinder(solution.matched, settings.point_threshold)
+        self._operator = operator = solution.quadratic.operator
+        self._discs = SourceDiscs(self._quadratic, covered_weight(self._quadratic, self._fidelity))
+        self._start = ResidualCorrection(self._quadratic, spread, _START_DAMPING)
+        signal = self._matched.signal(solution.fit.transform, solution.fit.gradient)
+        self.structure = grow_flags((self._matched.significance(signal) > _THRESHOLD).to(signal.real))
+        self._broad = operator.transform(operator.untransform(corrected) * self.structure)
+        self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
+        self.sky = self._matched.light(self._points) + self._broad
+
+    def realize(
+        self,
+        correct: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        narrow: Callable[[torch.Tensor], torch.Tensor],
+        n_realizations: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Fit the sky with new noise, several times.
+
+        Parameters
+        ----------
+        correct : `~collections.abc.Callable`
+            Returns the padded transform of the corrected latent image from
+            those of a latent image and of the gradient there.
+        narrow : `~collections.abc.Callable`
+            Returns the final image (H, W) of that.
+        n_realizations : `int`
+            Number of fits.
+        generator : `torch.Generator`
+            Source of the noise, on the CPU.
+
+        Returns
+        -------
+        realizations : `torch.Tensor`, shape (n_realizations, H, W)
+            What the images differ from their truth by. Their mean is the
+            bias that is to be expected.
+        """
+        fwhm = self._settings.target_fwhm
+        truth = self._matched.render(self._points, fwhm) + narrow(self._broad)
+        errors = []
+        for problem in replicate(self._operator, self.sky, self._fidelity, n_realizations, generator):
+            again, others, transform, gradient = self.refit(problem)
+            image = self._matched.render(again.join(others), fwhm) + narrow(correct(transform, gradient))
+            errors.append(image - truth)
+        return torch.stack(errors) if errors else truth.new_zeros((0, *truth.shape))
+
+    def refit(self, problem: HuberFidelity) -> tuple[PointSources, PointSources, torch.Tensor, torch.Tensor]:
+        """Fit data of the sky.
+
+        Parameters
+        ----------
+        problem : `HuberFidelity`
+            The data.
+
+        Returns
+        -------
+        again : `PointSources`
+            The points of the sky in them, with a flux of zero if they are not seen.
+        others : `PointSources`
+            What else looks like a point.
+        transform, gradient : `torch.Tensor`
+            Padded transforms of the latent image of the rest and of the
+            gradient there.
+
+        Notes
+        -----
+        The fit of the rest starts from the old one, where there was
+        something, and from a linear deconvolution elsewhere.
+        """
+        quadratic, matched = self._quadratic, self._matched
+        known = quadratic.combine(self._known)
+        before = matched.light(self._points)
+        slope = evaluate(self._operator, problem, known + before)[1]
+        again, others = self._finder.again(matched.left(slope), self._points)
+        # Structure stays what it is.
+        others = others.select(matched.at(self.structure, others) == 0.0)
+        light = matched.light(again.join(others))
+        slope = slope + quadratic.curvature * (light - before)
+        start = self._operator.untransform(self._start.apply(slope)).clamp_min_(0.0)
+        coefficients = self._known + quadratic.divide(start)
+        transform = quadratic.combine(coefficients)
+        slope = evaluate(self._operator, problem, transform + light)[1]
+        quadratic = price_sky(quadratic, self._discs, transform, slope, self._settings)
+        coefficients = quadratic.solve(coefficients, slope, _STEPS, transform=transform, constant=True)
+        transform = quadratic.combine(coefficients)
+        return again, others, transform, evaluate(self._operator, problem, transform + light)[1]

@@ -1,0 +1,202 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which sources are points, where, and how bright."""
+
+from __future__ import annotations
+
+__all__ = ("PointFinder",)
+
+import dataclasses
+
+import torch
+
+from ._peaks import detect_peaks
+from ._point_sources import MatchedFilter, PointSources
+
+_CLOSEST = 3
+"""Points of one round are at least this many pixels apart, plus one."""
+
+_STEPS = 5
+"""Times that positions and fluxes are improved together in a round."""
+
+_RELAXATION = 0.8
+"""Part of a step that is made: overlapping points would overshoot."""
+
+_LARGEST_WIDTH = 2.0
+"""What is wider than a point by more than this, in sigma, is no point."""
+
+_LARGEST_RESIDUAL = 4.0
+"""What differs more than this, in sigma, from points nearby is not taken for a point."""
+
+_SHADOW = 0.3
+"""Part of the flux of a neighbour below which a candidate within its core is dropped."""
+
+_SUSPICION = 0.02
+"""Part of its flux by which the residual of a point may deviate: what PSFs may be wrong by."""
+
+
+class PointFinder:
+    """Finds points in filtered data.
+
+    Parameters
+    ----------
+    matched : `MatchedFilter`
+        The filter.
+    threshold : `float`, optional
+        Peaks that are lower, in sigma, are no sources.
+    """
+
+    def __init__(self, matched: MatchedFilter, threshold: float = 4.0) -> None:
+        self.matched = matched
+        self.threshold = threshold
+
+    def find(self, signal: torch.Tensor) -> PointSources:
+        """Return candidates that `judge` accepts, in what `MatchedFilter.signal` returns."""
+        points = self.candidates(signal)
+        return self.judge(self.matched.residual(signal, points), points)
+
+    def candidates(self, signal: torch.Tensor, n_rounds: int = 2) -> PointSources:
+        """Fit points to all peaks.
+
+        Parameters
+        ----------
+        signal : `torch.Tensor`
+            What `MatchedFilter.signal` returns.
+        n_rounds : `int`, optional
+            Peaks in what the points of earlier rounds leave join them.
+
+        Returns
+        -------
+        points : `PointSources`
+            Sources, with positions and fluxes that fit best together.
+        """
+        points = PointSources.none(self.matched.device)
+        for _ in range(n_rounds):
+            peaks = self._peaks(self.matched.residual(signal, points))
+            points = self.improve(signal, points.join(peaks), n_steps=_STEPS)
+        return points
+
+    def _peaks(self, signal: torch.Tensor) -> PointSources:
+        matched = self.matched
+        # In the light of a star its own noise lowers the significance of its core.
+        height = matched.operator.untransform(signal) * matched.flux_error
+        y, x = detect_peaks(height, self.threshold, radius=_CLOSEST).unbind(1)
+        points = PointSources(x.double(), y.double(), height[y, x].double() * matched.flux_error)
+        return points.select(points.flux > self.threshold * matched.flux_errors(points))
+
+    def improve(self, signal: torch.Tensor, points: PointSources, *, n_steps: int) -> PointSources:
+        """Return points moved towards the maximum of the likelihood.
+
+        Parameters
+        ----------
+        signal : `torch.Tensor`
+            What `MatchedFilter.signal` returns.
+        points : `PointSources`
+            Where to begin.
+        n_steps : `int`
+            Steps of positions and fluxes together.
+        """
+        for _ in range(n_steps if len(points) else 0):
+            points = self._step(self.matched.residual(signal, points), points, torch.ones_like(points.flux))
+        return points
+
+    def step(self, left: torch.Tensor, points: PointSources) -> PointSources:
+        """Return points after a step with an exact gradient.
+
+        Parameters
+        ----------
+        left : `torch.Tensor`
+            What `MatchedFilter.left` returns where the model has these points.
+        points : `PointSources`
+            The points.
+        """
+        return self._step(left, points, self.matched.share(points)) if len(points) else points
+
+    def _step(self, left: torch.Tensor, points: PointSources, share: torch.Tensor) -> PointSources:
+        matched = self.matched
+        value, slopes = matched.values(left, points)
+        bright = points.flux.clamp_min(2.0 * matched.flux_error)
+        # Where a star makes its noise, its flanks know more of its place than its core.
+        sure = 2.0 * share / (1.0 + share)
+        x, y = (
+            p + (_RELAXATION * s / (bright * b * sure)).clamp(-0.5, 0.5)
+            for p, s, b in zip((points.x, points.y), slopes, matched.bend, strict=True)
+        )
+        return PointSources(x, y, points.flux + _RELAXATION * value / (matched.precision * share))
+
+    def prune(self, points: PointSources) -> PointSources:
+        """Return candidates without those that are faint, or in the core of a brighter one."""
+        bright = points.flux > self.threshold * self.matched.flux_errors(points)
+        brighter = _SHADOW * points.flux[None, :] > points.flux[:, None]
+        shadowed = (_close(points, 0.5 * self.matched.resolution) & brighter).any(dim=1)
+        return points.select(bright & ~shadowed)
+
+    def judge(self, left: torch.Tensor, points: PointSources) -> PointSources:
+        """Return those candidates that are points as far as noise lets one tell.
+
+        Parameters
+        ----------
+        left : `torch.Tensor`
+            What all candidates leave of the filtered data.
+        points : `PointSources`
+            The candidates.
+
+        Notes
+        -----
+        A point is as bright as the threshold, give or take half a sigma,
+        leaves nothing beyond the noise and a small part of its flux, is not
+        wider than a point, and has no other candidate beside it: two of them
+        explain a galaxy, or a pair of stars between them, too well.
+        """
+        if not len(points):
+            return points
+        matched = self.matched
+        around = matched.deviation(left).abs()
+        around = torch.nn.functional.max_pool2d(around[None, None], 9, stride=1, padding=4)[0, 0]
+        strength = points.flux / matched.flux_errors(points)
+        suspicion = _SUSPICION * strength.clamp_min(0.0)
+        good = (matched.at(around, points) < _LARGEST_RESIDUAL + suspicion) & (
+            strength > self.threshold - 0.5
+        )
+        wide = matched.width(left, points) > _LARGEST_WIDTH + suspicion
+        beside = _close(points, matched.resolution)
+        blended = (beside & (points.flux[None, :] > _SUSPICION * points.flux[:, None])).any(dim=1)
+        return points.select(good & ~wide & ~blended)
+
+    def again(self, left: torch.Tensor, points: PointSources) -> tuple[PointSources, PointSources]:
+        """Return points as other data have them, and what else is a point there.
+
+        Parameters
+        ----------
+        left : `torch.Tensor`
+            What they leave of the other data.
+        points : `PointSources`
+            The points.
+
+        Returns
+        -------
+        same : `PointSources`
+            As many points; the flux of those that the data do not show is 0.
+        others : `PointSources`
+            Other points.
+        """
+        same = points
+        if len(points):
+            same = self._step(left, points, self.matched.share(points) * _RELAXATION)
+            shown = same.flux > self.threshold * self.matched.flux_errors(same)
+            same = dataclasses.replace(same, flux=same.flux * shown)
+        found = self.candidates(left, n_rounds=1)
+        remains = self.matched.residual(left, found)
+        return same, self.judge(remains, found)
+
+
+def _close(points: PointSources, distance: float) -> torch.Tensor:
+    """Return which points (n, n) are neighbours."""
+    places = torch.stack([points.x, points.y], dim=1)
+    return (torch.cdist(places, places) < distance).fill_diagonal_(False)
