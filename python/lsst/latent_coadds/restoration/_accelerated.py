@@ -10,10 +10,18 @@
 
 from __future__ import annotations
 
-__all__ = ("AcceleratedFit", "fit_stack", "price_sky", "start_accelerated", "subtract_light")
+__all__ = (
+    "AcceleratedFit",
+    "find_points",
+    "fit_stack",
+    "sky_price",
+    "start_accelerated",
+    "subtract_light",
+)
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -21,6 +29,7 @@ import torch
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
+from ._frames import flags_to_latent
 from ._holes import fill_holes
 from ._kernels import value_at_origin
 from ._operators import ConvolutionOperator
@@ -31,6 +40,7 @@ from ._rejection import reject_outliers
 from ._residual import SourceDiscs, covered_weight
 from ._settings import DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
+from ._uncertainty import grow_flags
 
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
@@ -131,11 +141,7 @@ def fit_stack(
     fidelity = _data_term(stack, settings)
     coverage = covered_weight(quadratic, fidelity)
     matched = MatchedFilter(quadratic, spread, _local_precision(quadratic, stack, stack.exposure_weights()))
-    finder = PointFinder(matched, settings.point_threshold)
-    points = PointSources.none(matched.device)
-    sampled = settings.point_threshold > 0.0 and matched.resolution > _LEAST_RESOLUTION
-    if sampled:
-        points = _find_points(stack, finder, fidelity)
+    points = find_points(stack, matched, fidelity, settings.point_threshold)
     light = matched.light(points)
     rest = subtract_light(stack, operator, light)
     coefficients = start_accelerated(
@@ -145,7 +151,8 @@ def fit_stack(
     transform = quadratic.combine(coefficients)
     gradient = evaluate(operator, fidelity, transform)[1]
     discs = SourceDiscs(quadratic, coverage)
-    quadratic = price_sky(quadratic, discs, transform, gradient, settings)
+    price = sky_price(quadratic, discs, transform, gradient, settings)
+    quadratic = quadratic.with_price(price)
     rejected = torch.zeros_like(stack.good)
     watch = None if held_out is None else held_out(light, rejected)
     fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress, watch)
@@ -155,13 +162,17 @@ def fit_stack(
         if not bool(found.any()):
             break
         rejected |= found
-        # What was an outlier may have been a point.
+        # What was an outlier may have been a point. Far from it all stays as it is, as in other tiles.
+        near = _surroundings(operator, found, matched.resolution)
         gradient = evaluate(operator, fidelity.without(rejected), fit.transform)[1]
-        if sampled:
-            candidates = finder.candidates(matched.signal(fit.transform + light, gradient))
-            points = _fit_points(finder, _data_term(stack, settings).without(rejected), candidates)
+        data = _data_term(stack, settings).without(rejected)
+        candidates = matched.signal(fit.transform + light, gradient)
+        new = find_points(stack, matched, data, settings.point_threshold, signal=candidates)
+        kept = points.select(matched.at(near, points) == 0.0)
+        points = kept.join(new.select(matched.at(near, new) > 0.0))
         light = matched.light(points)
-        quadratic = price_sky(quadratic, discs, fit.transform, gradient, settings)
+        price = torch.where(near > 0.0, sky_price(quadratic, discs, fit.transform, gradient, settings), price)
+        quadratic = quadratic.with_price(price)
         fidelity = _data_term(subtract_light(stack, operator, light), settings).without(rejected)
         watch = None if held_out is None else held_out(light, rejected)
         fit = fit.then(
@@ -185,10 +196,46 @@ def subtract_light(stack: ExposureStack, operator: ConvolutionOperator, light: t
     return rest
 
 
-def _find_points(stack: ExposureStack, finder: PointFinder, fidelity: HuberFidelity) -> PointSources:
-    """Return the points in data whose gaps and outliers the coadd fills at first."""
-    operator = finder.matched.operator
-    coadd = direct_coadd(stack, DirectSettings(clip=True))
+def find_points(
+    stack: ExposureStack,
+    matched: MatchedFilter,
+    fidelity: HuberFidelity,
+    threshold: float,
+    *,
+    signal: torch.Tensor | None = None,
+) -> PointSources:
+    """Return the point sources of exposures.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+    matched : `MatchedFilter`
+        Their matched filter.
+    fidelity : `HuberFidelity`
+        Their data term.
+    threshold : `float`
+        What is fainter, in sigma, is no source; 0 finds nothing. Nor is
+        anything found where PSFs are sampled too coarsely.
+    signal : `torch.Tensor`, optional
+        Filtered data to look for candidates in. By default the coadd fills
+        gaps and outliers, which are left out of the fit of the candidates.
+    """
+    if threshold <= 0.0 or matched.resolution < _LEAST_RESOLUTION:
+        return PointSources.none(matched.device)
+    finder = PointFinder(matched, threshold)
+    if signal is None:
+        coadd = direct_coadd(stack, DirectSettings(clip=True))
+        fidelity = fidelity.without(~coadd.kept)
+        gradient = -_back_project_filled(stack, matched.operator, coadd)
+        signal = matched.signal(torch.zeros_like(gradient), gradient)
+    return _fit_points(finder, fidelity, finder.candidates(signal))
+
+
+def _back_project_filled(
+    stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd
+) -> torch.Tensor:
+    """Return the padded transform of all data, with the coadd in gaps and outliers."""
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     weights = stack.exposure_weights()
     total: torch.Tensor | None = None
@@ -196,9 +243,7 @@ def _find_points(stack: ExposureStack, finder: PointFinder, fidelity: HuberFidel
         data = weights[which, None, None] * _fill(stack, coadd, filled, which)
         total = operator.back_project(data, which, into=total)
     assert total is not None
-    gradient = -operator.lower(total)
-    candidates = finder.candidates(finder.matched.signal(torch.zeros_like(gradient), gradient))
-    return _fit_points(finder, fidelity.without(~coadd.kept), candidates)
+    return operator.lower(total)
 
 
 def _fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
@@ -227,14 +272,14 @@ def _local_precision(
     return torch.where(seen > _LEAST_SEEN, precision, 0.0)
 
 
-def price_sky(
+def sky_price(
     quadratic: NonNegativeQuadratic,
     discs: SourceDiscs,
     transform: torch.Tensor,
     gradient: torch.Tensor,
     settings: ImageMMSettings,
-) -> NonNegativeQuadratic:
-    """Return the problem where narrow light is dear, but for what the matched filter finds.
+) -> torch.Tensor:
+    """Return the price of narrow light, high but for what the matched filter finds.
 
     Parameters
     ----------
@@ -246,11 +291,27 @@ def price_sky(
         Padded transforms of a latent image and of the gradient there.
     settings : `ImageMMSettings`
         The prices.
+
+    Returns
+    -------
+    price : `torch.Tensor`, shape ``latent_shape``
+        In units of the noise of the gradient.
     """
-    if settings.sky_penalty <= settings.point_penalty or quadratic.n_scales == 1:
-        return quadratic
     near = discs.weight(transform, gradient, _STRUCTURE)
-    return quadratic.with_price(near * settings.point_penalty + (1.0 - near) * settings.sky_penalty)
+    if quadratic.n_scales == 1:
+        # Without broad components all light is narrow.
+        return torch.zeros_like(near)
+    high = max(settings.sky_penalty, settings.point_penalty)
+    return near * settings.point_penalty + (1.0 - near) * high
+
+
+def _surroundings(operator: ConvolutionOperator, found: torch.Tensor, resolution: float) -> torch.Tensor:
+    """Return 1 (latent shape) where outliers (T, h, w) reach, 0 elsewhere."""
+    frames = None if operator.sampler is None else operator.sampler.frames
+    flags = torch.stack([flags_to_latent(frames, t, plane) for t, plane in enumerate(found)]).any(dim=0)
+    by = 2 * math.ceil(resolution)
+    padded = torch.nn.functional.pad(flags.to(torch.float32), 4 * [operator.margin])
+    return grow_flags(padded, by)
 
 
 def start_accelerated(

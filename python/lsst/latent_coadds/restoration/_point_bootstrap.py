@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from ._accelerated import AcceleratedFit, price_sky
+from ._accelerated import AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._point_finder import PointFinder
@@ -149,7 +149,7 @@ class PointBootstrap:
         coefficients = self._known + quadratic.divide(start)
         transform = quadratic.combine(coefficients)
         slope = evaluate(self._operator, problem, transform + light)[1]
-        quadratic = price_sky(quadratic, self._discs, transform, slope, self._settings)
+        quadratic = quadratic.with_price(sky_price(quadratic, self._discs, transform, slope, self._settings))
         coefficients = quadratic.solve(coefficients, slope, _STEPS, transform=transform, constant=True)
         transform = quadratic.combine(coefficients)
         return again, others, transform, evaluate(self._operator, problem, transform + light)[1]
