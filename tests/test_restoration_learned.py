@@ -271,12 +271,14 @@ def test_weights_give_the_same_image_again(method: str, tmp_path: Path) -> None:
 
 
 def test_one_network_serves_several_stacks() -> None:
+    # Stars that no point stands for: the network has to learn them.
+    settings: dict[str, Any] = {"width": 8, "point_threshold": 0.0}
     stacks = [ExposureStack(**stars(n, seed=n)) for n in (3, 5)]
-    weights = train_weights(stacks, "astroclearnet", n_iter=60, width=8)
+    weights = train_weights(stacks, "astroclearnet", n_iter=60, **settings)
     other = ExposureStack(**stars(4, seed=9))
-    trained = restore(other, "astroclearnet", weights=weights, width=8, n_realizations=0)
+    trained = restore(other, "astroclearnet", weights=weights, **settings, n_realizations=0)
     untrained = {name: torch.zeros_like(value) for name, value in weights.items()}
-    start = restore(other, "astroclearnet", weights=untrained, width=8, n_realizations=0)
+    start = restore(other, "astroclearnet", weights=untrained, **settings, n_realizations=0)
     assert trained.history[0]["objective"] < start.history[0]["objective"]
     assert float(trained.image[10:30, 10:30].sum()) == pytest.approx(1000.0, rel=0.1)
 
@@ -300,7 +302,7 @@ def test_tiles_of_one_image_fit_together() -> None:
 def test_training_begins_with_stored_weights() -> None:
     stack = ExposureStack(**stars())
     stored, random = (
-        restore(stack, "astroclearnet", start=start, n_iter=20, n_realizations=0)
+        restore(stack, "astroclearnet", start=start, n_iter=20, n_realizations=0, point_threshold=0.0)
         for start in ("stored", "random")
     )
     assert stored.history[-1]["held_out"] < random.history[-1]["held_out"]

@@ -14,6 +14,7 @@ __all__ = (
     "AcceleratedFit",
     "find_points",
     "fit_stack",
+    "local_precision",
     "sky_price",
     "start_accelerated",
     "subtract_light",
@@ -140,7 +141,7 @@ def fit_stack(
     operator = quadratic.operator
     fidelity = _data_term(stack, settings)
     coverage = covered_weight(quadratic, fidelity)
-    matched = MatchedFilter(quadratic, spread, _local_precision(quadratic, stack, stack.exposure_weights()))
+    matched = MatchedFilter(quadratic, spread, local_precision(quadratic, stack, stack.exposure_weights()))
     points = find_points(stack, matched, fidelity, settings.point_threshold)
     light = matched.light(points)
     rest = subtract_light(stack, operator, light)
@@ -258,7 +259,7 @@ def _fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSourc
     return points
 
 
-def _local_precision(
+def local_precision(
     quadratic: NonNegativeQuadratic, stack: ExposureStack, weights: torch.Tensor
 ) -> torch.Tensor:
     """Return the precision (latent shape) of a point's flux over that with all data.

@@ -24,11 +24,12 @@ from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
-from ._learned import LatentPredictor, Output, fill_data, split_pixels
+from ._learned import LatentPredictor, Output, Response, fill_data, split_pixels
 from ._learned_restorer import Preparation, Respond, Weights, restore_learned
 from ._member import Twin
 from ._model import make_correction, make_operator, split_target, stamp_size
 from ._network import LatentNetwork, PublishedNetwork
+from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._restoration import Restoration
@@ -104,12 +105,18 @@ def prepare(
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
     kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
     subset = stack.without(held_out)
-    data = fill_data(subset, direct_coadd(subset, DirectSettings(clip=True)))
+    threshold = 0.0 if published else settings.point_threshold
+    apart = PointsApart.find(subset, quadratic, spread, settings.target_fwhm, settings.huber_delta, threshold)
+    training, test = apart.subtract(training), apart.subtract(test)
     make = _published if published else _improved
-    make_network, predict, respond, implant = make(stack, settings, quadratic, data, spread)
+    make_network, predict, respond, implant = make(
+        stack, settings, quadratic, apart, _fill(subset, apart), spread
+    )
     correction = None if published else make_correction(quadratic, training, spread, settings)
     return Preparation(
-        problem=TrainingProblem(kernels, operator, training, test),
+        problem=TrainingProblem(
+            kernels, operator, training, test, apart.light if len(apart.points) else None
+        ),
         rejected=torch.zeros_like(stack.good),
         make_network=make_network,
         predict=predict,
@@ -120,6 +127,7 @@ def prepare(
         psf=target,
         timings={"prepare": time.perf_counter() - start},
         implant=implant,
+        apart=apart,
         start=_stored_weights() if settings.start == "stored" and not published else None,
     )
 
@@ -150,6 +158,7 @@ def _improved(
     stack: ExposureStack,
     settings: AstroClearNetSettings,
     quadratic: NonNegativeQuadratic,
+    apart: PointsApart,
     data: torch.Tensor,
     spread: float,
 ) -> _Parts:
@@ -169,8 +178,10 @@ def _improved(
             normalisation=settings.normalisation,
         ).to(data)
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
-        return predictor.predict(network, predictor.encode(_refill(stack, problem)), (rows, columns))
+    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
+        found = apart.again(problem)
+        seen = predictor.encode(_fill(_with_data(stack, problem), found))
+        return Response(predictor.predict(network, seen, (rows, columns)), found)
 
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return predictor.predict(network, inputs, region, turn)
@@ -193,6 +204,7 @@ def _published(
     stack: ExposureStack,
     settings: AstroClearNetSettings,
     quadratic: NonNegativeQuadratic,
+    apart: PointsApart,
     data: torch.Tensor,
     spread: float,
 ) -> _Parts:
@@ -213,14 +225,25 @@ def _published(
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return sigma * network(inputs[:, region[0], region[1]])
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
-        return sigma * network(scaled(_refill(stack, problem)))
+    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
+        return Response(sigma * network(scaled(_fill(_with_data(stack, problem), apart))))
 
     return make_network, predict, respond, None
 
 
-def _refill(stack: ExposureStack, problem: HuberFidelity) -> torch.Tensor:
-    """Return data (T, h, w) of a data term with gaps filled as those of the stack are."""
+def _with_data(stack: ExposureStack, problem: HuberFidelity) -> ExposureStack:
+    """Return a stack with the data of a data term."""
     other = stack.without(problem.inverse_sigma == 0)
     other.image = torch.where(other.good, problem.image, torch.zeros_like(problem.image))
-    return fill_data(other, direct_coadd(other, DirectSettings(clip=True)))
+    return other
+
+
+def _fill(stack: ExposureStack, apart: PointsApart) -> torch.Tensor:
+    """Return exposures (T, h, w) without points, their gaps and outliers filled from the coadd."""
+    coadd = direct_coadd(stack, DirectSettings(clip=True))
+    if not len(apart.points):
+        return fill_data(stack, coadd)
+    # Outliers are those of the exposures as they are: beside a bright star more is tolerated.
+    rest = stack.without(~coadd.kept)
+    rest.image = apart.subtract(HuberFidelity(rest.image, rest.inverse_variance.sqrt(), 1.0)).image
+    return fill_data(rest, direct_coadd(rest, DirectSettings()))

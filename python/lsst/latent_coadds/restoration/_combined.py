@@ -24,7 +24,7 @@ from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import Fit, fit_accelerated
 from ._kernels import convolve, gaussian_kernel, matching_kernels
-from ._learned import LatentPredictor, Output, fill_data, split_pixels
+from ._learned import LatentPredictor, Output, Response, fill_data, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
 from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size
 from ._network import LatentNetwork
@@ -154,9 +154,10 @@ def prepare(
     inputs = predictor.encode(fill_data(subset, coadd), seed.image(fit.transform))
     rows, columns = (slice(0, n) for n in operator.latent_shape)
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> torch.Tensor:
+    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
         again, _ = bootstrap.refit(problem, seed.coefficients)
-        return predictor.predict(network, predictor.encode(problem.image, seed.image(again)), (rows, columns))
+        inputs = predictor.encode(problem.image, seed.image(again))
+        return Response(predictor.predict(network, inputs, (rows, columns)))
 
     correction = make_correction(quadratic, training, settings.target_fwhm, settings)
     kernels = matching_kernels(stack.psf, settings.target_fwhm).to(stack.image)

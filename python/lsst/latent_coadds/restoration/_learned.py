@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Inputs", "LatentPredictor", "Output", "describe", "fill_data", "split_pixels")
+__all__ = ("Inputs", "LatentPredictor", "Output", "Response", "describe", "fill_data", "split_pixels")
 
 import dataclasses
 import math
@@ -30,6 +30,7 @@ from ._fit import evaluate
 from ._holes import fill_holes
 from ._kernels import convolve
 from ._operators import ConvolutionOperator
+from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
@@ -220,6 +221,22 @@ def fill_data(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
+class Response:
+    """What a restorer makes of data.
+
+    Attributes
+    ----------
+    latent : `torch.Tensor`, shape (h, w)
+        The latent image of a network.
+    apart : `PointsApart`, optional
+        Points that are not in it.
+    """
+
+    latent: torch.Tensor
+    apart: PointsApart | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Output:
     """From a latent image to the result.
 
@@ -251,10 +268,14 @@ class Output:
         """Return the final image (H, W) from what `correct` returns."""
         return self.operator.crop(convolve(self.operator.untransform(corrected), self.remainder))
 
-    def respond(self, latent: torch.Tensor, fidelity: HuberFidelity) -> torch.Tensor:
-        """Return `correct` of a latent image that was made of the data of a data term."""
-        transform = self.operator.transform(latent)
-        return self.correct(transform, evaluate(self.operator, fidelity, transform)[1])
+    def finish(self, response: Response, fidelity: HuberFidelity) -> torch.Tensor:
+        """Return the final image (H, W) from what was made of the data of a data term."""
+        transform = self.operator.transform(response.latent)
+        apart = response.apart
+        if apart is None:
+            return self.narrow(self.correct(transform, evaluate(self.operator, fidelity, transform)[1]))
+        gradient = evaluate(self.operator, fidelity, transform + apart.light)[1]
+        return self.narrow(self.correct(transform, gradient)) + apart.image
 
 
 def check_not_empty(problem: TrainingProblem, quadratic: NonNegativeQuadratic, latent: torch.Tensor) -> None:
@@ -278,8 +299,9 @@ def describe(
     quadratic: NonNegativeQuadratic,
     output: Output,
     result: Training,
-    respond: Callable[[HuberFidelity], torch.Tensor],
+    respond: Callable[[HuberFidelity], Response],
     *,
+    apart: PointsApart | None = None,
     spread: float,
     settings: Any,
     method: str,
@@ -300,8 +322,10 @@ def describe(
     result : `Training`
         What was trained.
     respond : `~collections.abc.Callable`
-        Returns the latent image that the restorer, with its weights as they
-        are, makes of the data of another data term.
+        Returns what the restorer, with its weights as they are, makes of the
+        data of another data term.
+    apart : `PointsApart`, optional
+        Points that are not in the latent image.
     spread : `float`
         FWHM of the Gaussian that the kernels of the model were divided by.
     settings, method, psf, timings
@@ -315,12 +339,16 @@ def describe(
     fidelity = whole.without(rejected)
     operator = output.operator
     transform = operator.transform(latent)
-    gradient = evaluate(operator, fidelity, transform)[1]
+    light = torch.zeros_like(transform) if apart is None else apart.light
+    gradient = evaluate(operator, fidelity, transform + light)[1]
     corrected = output.correct(transform, gradient)
-    image = output.narrow(corrected)
+    known = 0.0 if apart is None else apart.image
+    image = output.narrow(corrected) + known
     bootstrap = Bootstrap(quadratic, fidelity, spread, transform, gradient, corrected, settings.target_fwhm)
+    # What it knows of is the rest; its data have all.
+    bootstrap.sky = bootstrap.sky + light
     images = (
-        output.narrow(output.respond(respond(problem), problem))
+        output.finish(respond(problem), problem) - known
         for problem in bootstrap.replicate(settings.n_realizations, generator)
     )
     realizations = bootstrap.compare(images, output.narrow, generator)
@@ -329,7 +357,7 @@ def describe(
         if len(realizations)
         else direct_coadd(stack, DirectSettings()).variance
     )
-    lifted = operator.lift(corrected)
+    lifted = operator.lift(corrected + light)
     timings["uncertainty"] = time.perf_counter() - start
     return assemble(
         stack,

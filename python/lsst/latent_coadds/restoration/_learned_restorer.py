@@ -22,8 +22,9 @@ import torch
 from torch import nn
 
 from ._fidelity import HuberFidelity
-from ._learned import Output, check_not_empty, describe
+from ._learned import Output, Response, check_not_empty, describe
 from ._member import Member, Twin
+from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._restoration import Restoration
@@ -32,7 +33,7 @@ from ._training import Training, TrainingOptions, apply, train
 
 Weights = dict[str, torch.Tensor]
 ProgressCallback = Callable[[int, int, float], None]
-Respond = Callable[[nn.Module, HuberFidelity], torch.Tensor]
+Respond = Callable[[nn.Module, HuberFidelity], Response]
 
 
 @dataclasses.dataclass
@@ -51,8 +52,7 @@ class Preparation:
         Returns the latent image of a region, from the network, for inputs
         turned in one of eight ways, or the mean of all.
     respond : `~collections.abc.Callable`
-        Returns the latent image of the data of another data term, from the
-        network.
+        Returns what the network makes of the data of another data term.
     spread : `float`
         FWHM of the Gaussian that the kernels of the model were divided by.
     quadratic : `NonNegativeQuadratic`
@@ -65,6 +65,8 @@ class Preparation:
         Seconds by name of the stage.
     implant : `~collections.abc.Callable`, optional
         Returns a `Twin` for a network, a problem and a random generator.
+    apart : `PointsApart`, optional
+        Points that were taken out of the data.
     start : `dict`, optional
         Weights that training begins with, if they are those of such a
         network.
@@ -81,6 +83,7 @@ class Preparation:
     psf: torch.Tensor
     timings: dict[str, float]
     implant: Callable[[nn.Module, TrainingProblem, torch.Generator], Twin] | None = None
+    apart: PointsApart | None = None
     start: Weights | None = None
 
     def member(self, network: nn.Module) -> Member:
@@ -214,6 +217,7 @@ def restore_learned(
         preparation.output,
         result,
         lambda fidelity: preparation.respond(network, fidelity),
+        apart=preparation.apart,
         spread=preparation.spread,
         settings=settings,
         method=method,

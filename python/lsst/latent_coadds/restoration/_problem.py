@@ -35,12 +35,15 @@ class TrainingProblem:
         The forward model of whole exposures.
     training, held_out : `HuberFidelity`
         Data terms of two disjoint sets of pixels.
+    light : `torch.Tensor`, optional
+        Padded transform of the light that was subtracted from the data.
     """
 
     kernels: torch.Tensor
     operator: ConvolutionOperator
     training: HuberFidelity
     held_out: HuberFidelity
+    light: torch.Tensor | None = None
 
     def loss(self, fidelity: HuberFidelity, latent: torch.Tensor) -> float:
         """Return the mean loss per pixel of a latent image."""
@@ -58,9 +61,16 @@ class TrainingProblem:
 
     def find_outliers(self, latent: torch.Tensor, n_sigma: float) -> torch.Tensor:
         """Return what of single exposures (T, H, W) a latent image lacks."""
-        transform = self.operator.transform(latent)
+        transform, image = self.operator.transform(latent), self.training.image
+        if self.light is not None:
+            image = image.clone()
+            # Beside a bright source more is tolerated, whatever models it.
+            lifted = self.operator.lift(self.light)
+            for which in self.operator.chunks():
+                image[which] += self.operator.predict(lifted, which)
+            transform = transform + self.light
         fidelity = HuberFidelity(
-            self.training.image,
+            image,
             self.training.inverse_sigma + self.held_out.inverse_sigma,
             self.training.delta,
         )

@@ -190,6 +190,13 @@ class AstroClearNetSettings(_Checked):
         "of the target PSF (the best, and the default). What remains of the target PSF is applied to it.",
         min=0.0,
     )
+    point_threshold: float = _setting(
+        4.0,
+        "Improved form: sources of at least this many sigma that are points, as far as noise lets one tell, "
+        "are taken out of the exposures, and put into the result at the target PSF; 0 leaves them to the "
+        "network.",
+        min=0.0,
+    )
     skip: str = _setting(
         "linear",
         "Improved form: what the network adds to, a linear deconvolution or the coadd.",
