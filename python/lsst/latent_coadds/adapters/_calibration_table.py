@@ -27,7 +27,16 @@ _DESCRIPTIONS = {
     "shift_x": "where sources appear, less where they should, in pixels of the coadd",
     "shift_y": "where sources appear, less where they should, in pixels of the coadd",
     "log_flux_scale": "logarithm of the fluxes of the exposure over the true ones",
+    "log_wing": "logarithm of the factor by which the wings of the PSF are steeper",
+    "log_size_x": "what log_size gains from the middle of the field to its edge along x",
+    "log_size_y": "the same along y",
+    "shear_1_x": "what shear_1 gains from the middle of the field to its edge along x",
+    "shear_1_y": "the same along y",
+    "shear_2_x": "what shear_2 gains from the middle of the field to its edge along x",
+    "shear_2_y": "the same along y",
 }
+_REQUIRED = CALIBRATION_PARAMETERS[:6]
+"""Columns that a table always has; others are zero where they are missing."""
 
 
 def make_calibration_table(
@@ -52,7 +61,10 @@ def make_calibration_table(
     table : `astropy.table.Table`
         A row for each exposure: ``instrument``, ``visit``, ``detector``,
         ``name``; ``reference`` and ``n_sources``, the same for all; each of
-        ``CALIBRATION_PARAMETERS`` with its error (``..._error``); ``flux_scale``, ``background`` (nJy) and
+        ``CALIBRATION_PARAMETERS`` with its error (``..._error``), and that of its weighted mean over all
+        exposures (``..._mean_error``, the same for all): what a coadd has of it; ``coadd_flux_error``, the
+        relative error that fluxes of points in a coadd share because of that; ``field``, the middle (x, y)
+        and half the width of the field in pixels of the tract; ``flux_scale``, ``background`` (nJy) and
         ``background_error``; ``kernel`` (m, m), which the PSF is convolved
         with before it is stretched; ``pipeline_psf`` and ``psf`` (k, k),
         before and after.
@@ -73,6 +85,9 @@ def make_calibration_table(
     for i, name in enumerate(CALIBRATION_PARAMETERS):
         table[name] = Column(calibration.parameters[numbers, i].numpy(), description=_DESCRIPTIONS[name])
         table[f"{name}_error"] = calibration.errors[numbers, i].numpy()
+        table[f"{name}_mean_error"] = np.full(len(rows), float(calibration.mean_errors[i]))
+    table["coadd_flux_error"] = np.full(len(rows), calibration.flux_error)
+    table["field"] = np.tile(np.array(calibration.field, dtype=np.float64), (len(rows), 1))
     table["flux_scale"] = calibration.flux_scale[numbers].numpy()
     table["background"] = Column(calibration.background[numbers].numpy(), unit="nJy")
     table["background_error"] = Column(calibration.background_error[numbers].numpy(), unit="nJy")
@@ -108,7 +123,7 @@ def read_calibration_table(table: Table, readers: Sequence[ExposureReader] = ())
     ValueError
         A column is missing; the message names it.
     """
-    needed = ("name", "reference", "n_sources", *CALIBRATION_PARAMETERS, "background", "kernel")
+    needed = ("name", "reference", "n_sources", *_REQUIRED, "background", "kernel")
     missing = [name for name in needed if name not in table.colnames]
     if missing:
         raise ValueError(
@@ -124,6 +139,8 @@ def read_calibration_table(table: Table, readers: Sequence[ExposureReader] = ())
         values = np.asarray(table[name]) if name in table.colnames else np.zeros(len(table))
         return torch.from_numpy(np.array(values, dtype=np.float64))
 
+    mean_errors = [column(f"{name}_mean_error") for name in CALIBRATION_PARAMETERS]
+    field = np.asarray(table["field"][0]) if len(table) and "field" in table.colnames else (0.0, 0.0, 1.0)
     return ExposureCalibration(
         names=tuple(names),
         parameters=torch.stack([column(name) for name in CALIBRATION_PARAMETERS], dim=1),
@@ -133,4 +150,7 @@ def read_calibration_table(table: Table, readers: Sequence[ExposureReader] = ())
         kernels=column("kernel"),
         reference=str(table["reference"][0]) if len(table) else "none",
         n_sources=int(table["n_sources"][0]) if len(table) else 0,
+        field=(float(field[0]), float(field[1]), float(field[2])),
+        flux_error=float(column("coadd_flux_error")[0]) if len(table) else 0.0,
+        mean_errors=torch.stack([values[0] if len(table) else values.sum() for values in mean_errors]),
     )

@@ -10,6 +10,7 @@
 
 from ._assemble import *
 from ._calibrate import *
+from ._calibration_settings import *
 from ._device_share import *
 from ._direct import *
 from ._errors import *

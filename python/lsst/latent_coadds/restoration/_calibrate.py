@@ -18,22 +18,24 @@ from typing import Any
 
 import torch
 
+from ._calibration_settings import CalibrationSettings
 from ._correction_kernel import fit_kernels
 from ._device_share import choose_device
 from ._exposure_calibration import (
     CALIBRATION_PARAMETERS,
-    CalibrationSettings,
     ExposureCalibration,
     convolve_psf,
 )
+from ._exposure_prior import ExposurePrior
 from ._imagemm import restore_imagemm
 from ._kernels import matching_kernels
 from ._operators import ConvolutionOperator
 from ._restoration import Restoration
 from ._settings import ImageMMSettings
 from ._stack import ExposureStack
-from ._star_finder import FoundSources, cut_stamps, find_sources_to_fit, stellar_locus
-from ._star_fit import StarFit, StarStamps, initial_stars
+from ._star_finder import FoundSources, cut_stamps, find_sources_to_fit, slope_of_locus, stellar_locus
+from ._star_fit import StarFit
+from ._star_stamps import StarStamps, initial_stars
 
 _SKY_FWHM = 2.0
 """Target of the restorations in between, in latent pixels."""
@@ -46,6 +48,15 @@ _LARGEST_ERROR = 0.2
 
 _WING_LIGHT = 0.02
 """Light from outside of a PSF's stamp that a background may have, in sigma."""
+
+_LOCUS_WIDTH = 0.015
+"""Scatter of the logarithm of sizes of stars besides their errors, at first; later half of it."""
+
+_LEVEL_SIGMA = 0.02
+"""Least error of the level of the sky that stars stand on, in sigma of a pixel."""
+
+_STARS_FOR_GRADIENTS = 12
+"""Stars that tell what varies over the field in the same way in all exposures."""
 
 _SELECTIONS = 2
 """How often stars are told from galaxies in the first round, and in others once."""
@@ -129,7 +140,7 @@ class _Calibrator:
         self.stacks = stacks
         names = tuple(dict.fromkeys(name for stack in stacks for name in stack.names))
         self.members = [[names.index(name) for name in stack.names] for stack in stacks]
-        self.calibration = ExposureCalibration.identity(names)
+        self.calibration = dataclasses.replace(ExposureCalibration.identity(names), field=_find_field(stacks))
         self.weights = self._exposure_weights(len(names))
         self.found = [
             find_sources_to_fit(stack, settings.min_signal_to_noise, settings.max_stars) for stack in stacks
@@ -188,7 +199,7 @@ class _Calibrator:
         known = known - scale * (self.weights * known / scale).sum()
         prior = (self.settings.background_sigma * noise) ** 2
         if self.settings.adapt_priors and bool((weight > 0).any()):
-            # As `StarFit.narrow_prior` does.
+            # As `ExposurePrior.narrow` does.
             excess = (((known / error) ** 2)[weight > 0].mean() - 1.0).clamp_min(0.01)
             prior = torch.minimum(prior, excess * error**2)
         background = torch.where(weight > 0, known * prior / (prior + error**2), torch.zeros_like(known))
@@ -215,82 +226,95 @@ class _Calibrator:
             points, result = False, self._fit_extended(stamps)
         if result is None:
             return {"reference": "none", "n_sources": 0, "chi2": float("nan")}
-        used, fit = result
+        fit, n_sources, n_galaxies = result
         kernels = self.calibration.kernels
         if self.settings.kernel_sigma > 0.0 and points:
             kernels = fit_kernels(fit, kernels, self.settings.kernel_radius, self.settings.kernel_sigma)
         reference = "stars" if points else "pipeline"
         self.calibration = dataclasses.replace(
             self.calibration,
-            parameters=fit.parameters,
-            errors=fit.errors,
+            **fit.corrections,
             kernels=kernels,
             reference=reference,
-            n_sources=int(used.sum()),
+            n_sources=n_sources,
         )
         return {
             "reference": reference,
-            "n_sources": int(used.sum()),
+            "n_sources": n_sources,
+            "n_galaxies": n_galaxies,
             "chi2": fit.chi2,
             **{name: fit.parameters[:, i].tolist() for i, name in enumerate(CALIBRATION_PARAMETERS)},
         }
 
-    def _fit_points(self, stamps: Sequence[StarStamps]) -> tuple[torch.Tensor, StarFit] | None:
-        """Tell stars from other sources and fit them; `None` if there are too few."""
+    def _fit_points(self, stamps: Sequence[StarStamps]) -> tuple[StarFit, int, int] | None:
+        """Tell stars from other sources and fit both; `None` if there are too few stars."""
         first = self.calibration.reference == "none"
-        fit = self._start(stamps, self.stars)
-        fit.fit(_FIRST_STEPS if first else 1, points=True, hold_exposures=True)
-        chosen = None
-        for _ in range(_SELECTIONS if first else 1):
-            used = self._usable(fit)
-            if bool(used.any()):
-                size, error = fit.star_shapes()
-                used = _scatter(used, stellar_locus(size[used], error[used]))
-            if int(used.sum()) < self.settings.min_stars and self.settings.reference != "stars":
-                return None
+        everything = torch.ones(len(self.stars), dtype=torch.bool)
+        fit = self._start(stamps, self.stars, points=everything)
+        fit.fit(_FIRST_STEPS if first else 1, hold_exposures=True)
+        for i in range(_SELECTIONS if first else 1):
+            size, error = fit.star_shapes()
+            used = _usable(size, error)
             if not bool(used.any()):
                 return None
-            chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters)
-            chosen.fit(_FIRST_STEPS if first else _LATER_STEPS, points=True)
+            if self.settings.gradient_sigma > 0.0 and self.settings.size_sigma > 0.0:
+                # What all PSFs lack would hide stars from those who look for one size.
+                slope = slope_of_locus(size[used], error[used], fit.field[used])
+                fit.parameters[:, 7:9] += slope
+                size = size - fit.field @ slope
+            width = _LOCUS_WIDTH if first and i == 0 else 0.5 * _LOCUS_WIDTH
+            stars = _scatter(used, stellar_locus(size[used], error[used], width=width))
+            if not bool(stars.any()):
+                return None
+            if int(stars.sum()) < self.settings.min_stars and self.settings.reference != "stars":
+                return None
+            fit.stars[:, 0], fit.stars[stars, :3] = size.clamp(-_LARGEST_SIZE, _LARGEST_SIZE), 0.0
+            stamps_used = _select(stamps, used)
+            chosen = self._start(stamps_used, fit.stars[used], fit.parameters, points=stars[used])
+            chosen.prior.hold_details()
+            chosen.fit(_FIRST_STEPS if first else _LATER_STEPS)
             fit.parameters, fit.stars[used] = chosen.parameters, chosen.stars
-        assert chosen is not None
-        self._finish(chosen, points=True)
+        chosen = self._start(stamps_used, fit.stars[used], fit.parameters, points=stars[used])
+        if int(stars.sum()) < _STARS_FOR_GRADIENTS:
+            chosen.prior.pin_gradients()
+        chosen.fit(_FIRST_STEPS if first else _LATER_STEPS)
+        self._finish(chosen)
+        fit.stars[used] = chosen.stars
         self.stars = fit.stars
-        return used, chosen
+        return chosen, int(stars.sum()), int(used.sum() - stars.sum())
 
-    def _fit_extended(self, stamps: Sequence[StarStamps]) -> tuple[torch.Tensor, StarFit] | None:
+    def _fit_extended(self, stamps: Sequence[StarStamps]) -> tuple[StarFit, int, int] | None:
         """Fit sources that have sizes of their own; `None` if there are none."""
-        fit = self._start(stamps, self.stars)
-        fit.fit(_FIRST_STEPS, points=True, hold_exposures=True)
-        used = self._usable(fit)
+        fit = self._start(stamps, self.stars, points=torch.ones(len(self.stars), dtype=torch.bool))
+        fit.fit(_FIRST_STEPS, hold_exposures=True)
+        used = _usable(*fit.star_shapes())
         if not bool(used.any()):
             return None
-        chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters)
-        chosen.fit(_FIRST_STEPS, points=False)
-        self._finish(chosen, points=False)
+        chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters, points=None)
+        chosen.fit(_FIRST_STEPS)
+        self._finish(chosen)
         self.stars[used] = chosen.stars
-        return used, chosen
+        return chosen, int(used.sum()), 0
 
-    def _finish(self, fit: StarFit, *, points: bool) -> None:
+    def _finish(self, fit: StarFit) -> None:
         """Fit again with priors from the corrections themselves, if so wanted."""
         if self.settings.adapt_priors:
             fit.narrow_prior()
-            fit.fit(2, points=points)
-
-    @staticmethod
-    def _usable(fit: StarFit) -> torch.Tensor:
-        """Return which sources are compact and known well enough."""
-        size, error = fit.star_shapes()
-        return torch.isfinite(size) & (size.abs() < _LARGEST_SIZE) & (error < _LARGEST_ERROR)
+            fit.fit(2)
 
     def _start(
-        self, stamps: Sequence[StarStamps], stars: torch.Tensor, parameters: torch.Tensor | None = None
+        self,
+        stamps: Sequence[StarStamps],
+        stars: torch.Tensor,
+        parameters: torch.Tensor | None = None,
+        *,
+        points: torch.Tensor | None,
     ) -> StarFit:
         if parameters is None:
             parameters = self.calibration.parameters
-        return StarFit(
-            stamps, stars, parameters, self.weights, self.settings.prior_sigma, self.settings.model_error
-        )
+        level = max(_LEVEL_SIGMA, self.settings.background_sigma)
+        prior = ExposurePrior((*self.settings.prior_sigma, level))
+        return StarFit(stamps, stars, parameters, self.weights, prior, self.settings.model_error, points)
 
     def _cut(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> list[StarStamps]:
         """Return pixels around the sources of all stacks."""
@@ -301,6 +325,7 @@ class _Calibrator:
         ):
             others = self._predict_others(corrected, sky, found).cpu().double()
             kernels = self.calibration.kernels[members]
+            x, y = found.places[:, 0] + stack.origin[1], found.places[:, 1] + stack.origin[0]
             stamps += cut_stamps(
                 stack,
                 torch.stack([convolve_psf(f, d) for f, d in zip(stack.psf.cpu(), kernels, strict=True)]),
@@ -309,6 +334,7 @@ class _Calibrator:
                 self.calibration.background[members],
                 members,
                 n_before,
+                self.calibration.field_coordinates(x, y),
             )
             n_before += len(found.places)
         return stamps
@@ -331,6 +357,26 @@ def _under_wings(model: torch.Tensor, sigma: torch.Tensor, psf: torch.Tensor) ->
     return widest[0, 0] * edge > _WING_LIGHT * sigma
 
 
+def _find_field(stacks: Sequence[ExposureStack]) -> tuple[float, float, float]:
+    """Return the middle (x, y) and half the width of the square that holds all stacks."""
+    edges = [
+        (stack.origin[1 - i], stack.origin[1 - i] + stack.shape[1 - i] - 1)
+        for stack in stacks
+        for i in (0, 1)
+    ]
+    middles, halves = [], []
+    for axis in (edges[::2], edges[1::2]):
+        low, high = min(first for first, _ in axis), max(last for _, last in axis)
+        middles.append(0.5 * (low + high))
+        halves.append(0.5 * (high - low))
+    return middles[0], middles[1], max(1.0, *halves)
+
+
+def _usable(size: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """Return which sources (S,) are compact and known well enough."""
+    return torch.isfinite(size) & (size.abs() < _LARGEST_SIZE) & (error < _LARGEST_ERROR)
+
+
 def _scatter(where: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Return values of some sources as a mask of all."""
     result = torch.zeros_like(where)
@@ -345,7 +391,7 @@ def _select(stamps: Sequence[StarStamps], used: torch.Tensor) -> list[StarStamps
     for block in stamps:
         keep = used[block.stars]
         if bool(keep.any()):
-            planes = ("terms", "x", "y", "area", "image", "weight")
+            planes = ("terms", "field", "x", "y", "area", "image", "weight")
             selected.append(
                 dataclasses.replace(
                     block,

@@ -10,91 +10,32 @@
 
 from __future__ import annotations
 
-__all__ = ("CALIBRATION_PARAMETERS", "CalibrationSettings", "ExposureCalibration")
+__all__ = ("CALIBRATION_PARAMETERS", "ExposureCalibration")
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from ._errors import InvalidStackError
 from ._frames import FrameGeometry
+from ._psf_basis import evaluate_psf_basis, fit_psf_basis, psf_basis_degree
 from ._psf_spline import PsfSpline
-from ._settings import _Checked, _setting
 from ._stack import ExposureStack
 
-CALIBRATION_PARAMETERS = ("log_size", "shear_1", "shear_2", "shift_x", "shift_y", "log_flux_scale")
+CALIBRATION_PARAMETERS = (
+    *("log_size", "shear_1", "shear_2", "shift_x", "shift_y", "log_flux_scale", "log_wing"),
+    *("log_size_x", "log_size_y", "shear_1_x", "shear_1_y", "shear_2_x", "shear_2_y"),
+)
 """Columns of `ExposureCalibration.parameters`."""
 
+_NODES = 4
+"""Places along x and y at which corrections that vary are looked at."""
 
-@dataclasses.dataclass(frozen=True)
-class CalibrationSettings(_Checked):
-    """Settings of the calibration of exposures.
-
-    Each ``..._sigma`` is the standard deviation of a Gaussian prior around
-    what the pipeline says; 0 leaves that quantity as it is.
-    """
-
-    size_sigma: float = _setting(
-        0.1, "Prior of the logarithm of the size of a PSF; 0 leaves sizes as they are.", min=0.0
-    )
-    shear_sigma: float = _setting(
-        0.05,
-        "Prior of each component of the shear of a PSF, (a - b) / (a + b) of what would make a round PSF "
-        "elliptical; 0 leaves ellipticities as they are.",
-        min=0.0,
-    )
-    shift_sigma: float = _setting(
-        0.2, "Prior of shifts along x and y, in latent pixels; 0 leaves registrations as they are.", min=0.0
-    )
-    scale_sigma: float = _setting(
-        0.05, "Prior of the logarithm of flux scales; 0 leaves scales as they are.", min=0.0
-    )
-    background_sigma: float = _setting(
-        0.1,
-        "Prior of background offsets, in units of the noise of a pixel; 0 leaves backgrounds as they are.",
-        min=0.0,
-    )
-    adapt_priors: bool = _setting(
-        True,
-        "Make priors as narrow as the corrections turn out to be, so that noise of the stars does not become "
-        "errors where nothing is wrong?",
-    )
-    kernel_sigma: float = _setting(
-        0.0,
-        "Prior of each element of a free kernel that PSFs are convolved with, after their size and shear are "
-        "corrected: part of the flux that is moved by one pixel; 0 does without such kernels.",
-        min=0.0,
-        max=1.0,
-    )
-    kernel_radius: int = _setting(2, "Half the width of that kernel, in latent pixels.", min=1, max=4)
-    reference: str = _setting(
-        "auto",
-        "What tells an error that all PSFs have in common from structure of the sky: 'stars' (they are "
-        "points), 'pipeline' (the mean of PSFs is right) or 'auto' (stars, where there are min_stars).",
-        choices=("auto", "stars", "pipeline"),
-    )
-    min_stars: int = _setting(5, "Least number of stars that can be the reference.", min=1)
-    max_stars: int = _setting(200, "Largest number of sources to use, the brightest.", min=1)
-    min_signal_to_noise: float = _setting(
-        30.0, "Least signal-to-noise ratio of a source, all exposures together.", min=5.0
-    )
-    model_error: float = _setting(
-        0.005, "Error of the PSF model that is added to the noise, as a part of the light.", min=0.0
-    )
-    n_rounds: int = _setting(3, "How often the sky is restored and the exposures are corrected.", min=1)
-    sky_updates: int = _setting(10, "Updates of ImageMM for the sky of a round.", min=1)
-
-    @property
-    def prior_sigma(self) -> tuple[float, ...]:
-        """Prior of each of `CALIBRATION_PARAMETERS`."""
-        return (
-            self.size_sigma,
-            *((self.shear_sigma,) * 2),
-            *((self.shift_sigma,) * 2),
-            self.scale_sigma,
-        )
+_BASIS_TOLERANCE = 1e-3
+"""Largest error of a PSF that varies, in units of its peak, that is good enough."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,12 +46,15 @@ class ExposureCalibration:
     ----------
     names : `tuple` [ `str` ]
         The exposures, T of them.
-    parameters, errors : `torch.Tensor`, shape (T, 6)
+    parameters, errors : `torch.Tensor`, shape (T, 13)
         Corrections in the order of `CALIBRATION_PARAMETERS`, and their standard
         errors, float64. ``log_size`` and the shears are those of
-        `stretch_matrix`; a shift is where sources appear, relative to where
-        they should; an exposure's fluxes are ``exp(log_flux_scale)`` times
-        the true ones.
+        `stretch_matrix` in the middle of the field; a shift is where sources
+        appear, relative to where they should; an exposure's fluxes are
+        ``exp(log_flux_scale)`` times the true ones; ``log_wing`` is that of
+        `wing_scale`. Names that end in ``_x`` or ``_y`` after those of a size
+        or a shear are what these gain from the middle of the field to its
+        edge.
     background, background_error : `torch.Tensor`, shape (T,)
         Level of the empty sky, and its error, in the units of the exposures.
     kernels : `torch.Tensor`, shape (T, m, m)
@@ -123,6 +67,16 @@ class ExposureCalibration:
         Number of sources that were used.
     history : `list` [ `dict` ]
         Figures of each round.
+    field : `tuple` [ `float`, `float`, `float` ]
+        Middle of the field along x and y, and half its width, in pixels of
+        the grid that `ExposureStack.origin` refers to.
+    mean_errors : `torch.Tensor`, shape (13,), optional
+        Standard errors of the means of the corrections over all exposures,
+        with their weights in a coadd, before priors were adapted: what the
+        sources leave open of the coadd's PSF.
+    flux_error : `float`
+        What that means for the fluxes of points in a coadd: the relative
+        error that they share.
     """
 
     names: tuple[str, ...]
@@ -134,6 +88,11 @@ class ExposureCalibration:
     reference: str = "none"
     n_sources: int = 0
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list, repr=False)
+    field: tuple[float, float, float] = (0.0, 0.0, 1.0)
+    mean_errors: torch.Tensor = dataclasses.field(
+        default_factory=lambda: torch.zeros(len(CALIBRATION_PARAMETERS), dtype=torch.float64)
+    )
+    flux_error: float = 0.0
 
     def __post_init__(self) -> None:
         n = len(self.names)
@@ -148,6 +107,7 @@ class ExposureCalibration:
             ("background", self.background, (n,)),
             ("background_error", self.background_error, (n,)),
             ("kernels", self.kernels, (n, *self.kernels.shape[-1:] * 2)),
+            ("mean_errors", self.mean_errors, (len(CALIBRATION_PARAMETERS),)),
         )
         for name, array, shape in shapes:
             if tuple(array.shape) != shape:
@@ -176,7 +136,30 @@ class ExposureCalibration:
         """Flux scale of each exposure, shape (T,)."""
         return self.parameters[:, 5].exp()
 
-    def correct_psf(self, name: str, psf: torch.Tensor, *, shifted: bool = False) -> torch.Tensor:
+    @property
+    def gradients(self) -> torch.Tensor:
+        """What size and shears (T, 3) gain along x and y, (T, 3, 2)."""
+        return self.parameters[:, 7:].reshape(-1, 3, 2)
+
+    def field_coordinates(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return places in the field (..., 2), not beyond its edges at -1 and 1.
+
+        Parameters
+        ----------
+        x, y : `torch.Tensor`
+            Pixels of the grid of `ExposureStack.origin`.
+        """
+        places = torch.stack([x - self.field[0], y - self.field[1]], dim=-1) / self.field[2]
+        return places.clamp(-1.0, 1.0)
+
+    def correct_psf(
+        self,
+        name: str,
+        psf: torch.Tensor,
+        *,
+        shifted: bool = False,
+        place: tuple[float, float] | None = None,
+    ) -> torch.Tensor:
         """Return the PSF of an exposure as it was learned.
 
         Parameters
@@ -189,6 +172,9 @@ class ExposureCalibration:
         shifted : `bool`, optional
             Whether to include the shift, as `apply` does for exposures on
             the latent grid.
+        place : `tuple` [ `float`, `float` ], optional
+            x and y on the grid of `ExposureStack.origin`; the middle of the
+            field by default.
 
         Returns
         -------
@@ -207,9 +193,13 @@ class ExposureCalibration:
         basis = psf.to(torch.float64).reshape(-1, *psf.shape[-2:])
         parameters = self.parameters[t].to(basis.device)
         shift = parameters[3:5] if shifted else torch.zeros_like(parameters[3:5])
+        shape, wing = parameters[:3], parameters[6]
+        if place is not None:
+            there = self.field_coordinates(*torch.tensor(place, dtype=torch.float64))
+            shape = shape + self.gradients[t].to(basis.device) @ there.to(basis.device)
         changed = basis = convolve_psf(basis, self.kernels[t].to(basis.device))
-        if bool((parameters[:3] != 0).any()) or bool((shift != 0).any()):
-            changed = PsfSpline(basis).stamps(parameters[:3], shift)
+        if any(bool((p != 0).any()) for p in (shape, shift, wing)):
+            changed = PsfSpline(basis).stamps(shape, shift, wing)
         if len(basis) == 1 and (changed is not basis or self.kernels.shape[-1] > 1):
             changed = changed.clamp_min(0.0)
         return (changed / changed[0].sum()).reshape(psf.shape)
@@ -227,12 +217,14 @@ class ExposureCalibration:
         -------
         corrected : `ExposureStack`
             Backgrounds are subtracted, fluxes brought to one scale, PSFs
-            replaced. No pixel is interpolated: a shift goes into the PSF of
-            an exposure on the latent grid, and into the mapping of one that
-            has a grid of its own.
+            replaced; by PSFs that vary, if corrections do. No pixel is
+            interpolated: a shift goes into the PSF of an exposure on the
+            latent grid, and into the mapping of one that has a grid of its
+            own.
         """
         result = stack.to(device=stack.image.device, dtype=stack.image.dtype)
-        image, variance, psf = stack.image.clone(), stack.variance.clone(), stack.psf.clone()
+        image, variance = stack.image.clone(), stack.variance.clone()
+        psfs = list(stack.psf)
         shifts = torch.zeros((stack.n_exposures, 2), dtype=torch.float64)
         for position, name in enumerate(stack.names):
             if name not in self.names:
@@ -243,8 +235,13 @@ class ExposureCalibration:
                 stack.good[position], (image[position] - float(self.background[t])) / scale, 0.0
             )
             variance[position] /= scale**2
-            psf[position] = self.correct_psf(name, stack.psf[position], shifted=stack.frames is None).to(psf)
+            if result.weights is not None:
+                scales = torch.ones_like(result.weights)
+                scales[position] = scale**2
+                result.weights = result.weights * scales
+            psfs[position] = self._correct_over_field(name, stack, position).to(stack.psf)
             shifts[position] = self.parameters[t, 3:5]
+        psf = _stack_bases(psfs)
         if psf.ndim == 4:
             # Terms that vary carry no flux.
             excess = psf.sum(dim=(-2, -1), keepdim=True)
@@ -259,6 +256,39 @@ class ExposureCalibration:
             result.image = result.image.masked_fill(~result.good, 0.0)
             result.variance = result.variance.masked_fill(~result.good, torch.inf)
         return result
+
+    def _correct_over_field(self, name: str, stack: ExposureStack, position: int) -> torch.Tensor:
+        """Return the PSF (k, k), or basis images (J, k, k), of an exposure of a stack."""
+        told, shifted = stack.psf[position], stack.frames is None
+        gradients = self.gradients[self.names.index(name)]
+        if not bool((gradients != 0).any()):
+            return self.correct_psf(name, told, shifted=shifted)
+        basis = told.reshape(-1, *told.shape[-2:]).double().cpu()
+        degree = psf_basis_degree(len(basis))
+        line = np.linspace(-1.0, 1.0, _NODES)
+        u, v = (plane.reshape(-1) for plane in np.meshgrid(line, line))
+        height, width = stack.shape
+        x = stack.origin[1] + 0.5 * (width - 1) * (1.0 + u)
+        y = stack.origin[0] + 0.5 * (height - 1) * (1.0 + v)
+        stamps = evaluate_psf_basis(basis.numpy(), u, v)
+        corrected = [
+            self.correct_psf(name, torch.from_numpy(stamp), shifted=shifted, place=(float(px), float(py)))
+            for stamp, px, py in zip(stamps, x, y, strict=True)
+        ]
+        fitted, _ = fit_psf_basis(
+            torch.stack(corrected).numpy(), u, v, degree=max(2, degree), tolerance=_BASIS_TOLERANCE
+        )
+        return torch.from_numpy(fitted)
+
+
+def _stack_bases(psfs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return PSFs (k, k) or (J, k, k) with as many basis images each, (T, J, k, k) or (T, k, k)."""
+    if all(psf.ndim == 2 for psf in psfs):
+        return torch.stack(list(psfs))
+    bases = [psf.reshape(-1, *psf.shape[-2:]) for psf in psfs]
+    n_basis = max(len(basis) for basis in bases)
+    pad = torch.nn.functional.pad
+    return torch.stack([pad(basis, (0, 0, 0, 0, 0, n_basis - len(basis))) for basis in bases])
 
 
 def _move(frames: FrameGeometry, shifts: torch.Tensor) -> FrameGeometry:

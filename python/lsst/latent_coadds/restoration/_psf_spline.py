@@ -6,15 +6,17 @@
 #
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""PSFs between and beyond their pixels: splines that can be stretched and moved."""
+"""PSFs between and beyond their pixels: splines that can be stretched, moved, and given other wings."""
 
 from __future__ import annotations
 
-__all__ = ("PsfSpline", "stretch_matrix")
+__all__ = ("PsfSpline", "stretch_matrix", "wing_scale")
+
+import math
 
 import torch
 
-from ._kernels import good_fft_size
+from ._kernels import FWHM_PER_SIGMA, good_fft_size
 
 _WING_SLOPE = 4.0
 """Beyond its stamp a PSF falls with this power of radius, which is near that
@@ -43,6 +45,45 @@ def stretch_matrix(shape: torch.Tensor) -> torch.Tensor:
     size, e1, e2 = shape.unbind(dim=-1)
     rows = torch.stack([torch.stack([size + e1, e2], -1), torch.stack([e2, size - e1], -1)], -2)
     return torch.linalg.matrix_exp(-rows)
+
+
+def wing_scale(
+    square: torch.Tensor, log_wing: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return by how much a radius is scaled so that a PSF gets other wings.
+
+    Parameters
+    ----------
+    square : `torch.Tensor`
+        Square of the radius in units of the FWHM, u.
+    log_wing : `torch.Tensor`, scalar
+        Logarithm of the exponent, w.
+
+    Returns
+    -------
+    scale : `torch.Tensor`, shape of ``square``
+        q with ``q^2 = ((1 + u)^w - 1) / (w u)``: one in the middle, so that
+        the core stays. A Moffat profile ``(1 + u)^-b`` at ``q r`` has nearly
+        the exponent ``w b``, and so has a Gaussian, of infinite b. The
+        radius grows with r for any w, so that the PSF stays monotonic and
+        positive.
+    along, change : `torch.Tensor`, shape of ``square``
+        Derivatives of q with respect to u and to ``log_wing``.
+    """
+    w = log_wing.exp()
+    u = square.clamp_min(1e-3)
+    power = torch.exp(w * torch.log1p(u))
+    value = (power - 1.0) / (w * u)
+    slope = (power / (1.0 + u) - value) / u
+    change = power * torch.log1p(u) / u - value
+    # Near the centre the first terms of the series.
+    near = square < 1e-3
+    second = (w - 1.0) * (w - 2.0) / 6.0
+    value = torch.where(near, 1.0 + square * (0.5 * (w - 1.0) + second * square), value)
+    slope = torch.where(near, 0.5 * (w - 1.0) + 2.0 * second * square, slope)
+    change = torch.where(near, 0.5 * w * square, change)
+    root = value.sqrt()
+    return root, 0.5 * slope / root, 0.5 * change / root
 
 
 class PsfSpline:
@@ -76,6 +117,10 @@ class PsfSpline:
         response = (2.0 + torch.cos(angle)) / 3.0
         filtered = torch.fft.rfft2(fine, dim=(-2, -1)) / (response[:, None] * response[: self._n // 2 + 1])
         self._knots = torch.fft.irfft2(filtered, s=(self._n, self._n), dim=(-2, -1))
+        power = float((stamps[0] ** 2).sum() / stamps[0].sum() ** 2)
+        self.fwhm = FWHM_PER_SIGMA / math.sqrt(4.0 * math.pi * power)
+        """FWHM of a Gaussian with the same sum of squares, in pixels."""
+        self._rounding = _rounding(stamps[0], self.fwhm)
 
     def knots(self, terms: torch.Tensor | None = None) -> torch.Tensor:
         """Return splines (S, n, n) of the PSF where its terms (S, J) are; of the basis without."""
@@ -135,8 +180,68 @@ class PsfSpline:
         ]
         return first.long() - 1, weights, slopes
 
-    def stamps(self, shape: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-        """Return the stamps of the stretched and moved PSF.
+    def change(
+        self,
+        knots: torch.Tensor,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        shape: torch.Tensor,
+        log_wing: torch.Tensor,
+        moved: tuple[float, float] = (0.0, 0.0),
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return values of the changed PSF, and their derivatives.
+
+        Parameters
+        ----------
+        knots : `torch.Tensor`, shape (S, n, n)
+            What `knots` returned.
+        x, y : `torch.Tensor`, shape (S, m)
+            Positions in pixels from the centre.
+        shape : `torch.Tensor`, shape (S, 3)
+            See `stretch_matrix`.
+        log_wing : `torch.Tensor`, scalar
+            See `wing_scale`.
+        moved : `tuple` [ `float`, `float` ], optional
+            By how much f is moved along x and y.
+
+        Returns
+        -------
+        value : `torch.Tensor`, shape (S, m)
+            ``det(B) f(q B r)``; its sum is not adjusted.
+        changes : `torch.Tensor`, shape (S, 7, m)
+            Derivatives with respect to the shape, the place of the PSF along
+            x and y, the logarithm of its flux, and ``log_wing``.
+        """
+        matrix = stretch_matrix(shape)
+        u = matrix[:, 0, :1] * x + matrix[:, 0, 1:] * y
+        v = matrix[:, 1, :1] * x + matrix[:, 1, 1:] * y
+        square, round_u, round_v = self._round(u, v)
+        scale, along, change = wing_scale(square, log_wing)
+        if float(log_wing) == 0.0:
+            scale, along = torch.ones_like(u), torch.zeros_like(u)
+        value, slope_u, slope_v = self.evaluate(knots, scale * u - moved[0], scale * v - moved[1])
+        outward = slope_u * u + slope_v * v
+        along = (2.0 / self.fwhm**2) * along * outward
+        slope_u, slope_v = scale * slope_u + along * round_u, scale * slope_v + along * round_v
+        slope_x = matrix[:, 0, :1] * slope_u + matrix[:, 1, :1] * slope_v
+        slope_y = matrix[:, 0, 1:] * slope_u + matrix[:, 1, 1:] * slope_v
+        along_x, along_y = slope_x * x, slope_y * y
+        changes = [
+            -2.0 * value - along_x - along_y,
+            along_y - along_x,
+            -(slope_x * y + slope_y * x),
+            -slope_x,
+            -slope_y,
+            value,
+            outward * change,
+        ]
+        determinant = torch.linalg.det(matrix)[:, None]
+        return determinant * value, determinant[..., None] * torch.stack(changes, dim=1)
+
+    def stamps(
+        self, shape: torch.Tensor, shift: torch.Tensor, log_wing: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the stamps of the changed and moved PSF.
 
         Parameters
         ----------
@@ -144,19 +249,97 @@ class PsfSpline:
             See `stretch_matrix`.
         shift : `torch.Tensor`, shape (2,)
             Displacement in x and y.
+        log_wing : `torch.Tensor`, scalar, optional
+            See `wing_scale`.
 
         Returns
         -------
         stamps : `torch.Tensor`, shape (J, k, k)
             Their sums are not adjusted.
         """
-        line = torch.arange(self.size, dtype=torch.float64, device=self._knots.device) - self.size // 2
-        y, x = torch.meshgrid(line - shift[1], line - shift[0], indexing="ij")
+        x, y = (p - d for p, d in zip(self._grid(), shift, strict=True))
         matrix = stretch_matrix(shape)
-        places = torch.stack([x.reshape(-1), y.reshape(-1)])
-        u, v = (matrix @ places)[:, None, :].expand(2, len(self._knots), -1)
-        value = self.evaluate(self._knots, u, v)[0] * torch.linalg.det(matrix)
-        return value.reshape(-1, self.size, self.size)
+        u, v = (matrix @ torch.stack([x, y]))[:, None, :]
+        if log_wing is not None and float(log_wing) != 0.0:
+            scale = wing_scale(self._round(u, v)[0], log_wing)[0]
+            u, v = scale * u, scale * v
+        value = self.evaluate(self._knots, *(p.expand(len(self._knots), -1) for p in (u, v)))[0]
+        return (value * torch.linalg.det(matrix)).reshape(-1, self.size, self.size)
+
+    def sums(
+        self, terms: torch.Tensor, shape: torch.Tensor, log_wing: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sums (S,) of stamps of the changed PSF, and their derivatives (S, 7) over the sums.
+
+        Parameters
+        ----------
+        terms : `torch.Tensor`, shape (S, J)
+            Terms of a PSF that varies.
+        shape : `torch.Tensor`, shape (S, 3)
+            See `stretch_matrix`.
+        log_wing : `torch.Tensor`, scalar
+            See `wing_scale`.
+        """
+        if bool((shape == shape[:1]).all()):
+            # Terms that vary carry no flux.
+            knots, shape = self._knots[:1], shape[:1]
+        else:
+            knots = self.knots(terms)
+        x, y = (p.expand(len(shape), -1) for p in self._grid())
+        value, changes = self.change(knots, x, y, shape, log_wing)
+        total = value.sum(dim=1)
+        slopes = changes.sum(dim=2) / total[:, None]
+        # What moves or multiplies the whole PSF is no matter of its stamp.
+        slopes[:, 3:6] = 0.0
+        return total.expand(len(terms)), slopes.expand(len(terms), -1)
+
+    def unit_stamp(self, shape: torch.Tensor, log_wing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the changed PSF (k^2,) in the middle of the field, and its derivatives (7, k^2).
+
+        Its sum is one, whatever a change moves across the edges.
+        """
+        x, y = (p[None] for p in self._grid())
+        value, changes = self.change(self._knots[:1], x, y, shape[None], log_wing)
+        total = value.sum()
+        slopes = changes.sum(dim=2, keepdim=True) / total
+        changes = (changes - slopes * value[:, None]) / total
+        return value[0] / total, changes[0]
+
+    def _round(self, u: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return squares of radii along the axes of the PSF, in units of the FWHM, and half their slopes.
+
+        So that wings that change leave the ellipticity.
+        """
+        matrix = self._rounding
+        round_u, round_v = matrix[0, 0] * u + matrix[0, 1] * v, matrix[1, 0] * u + matrix[1, 1] * v
+        return (u * round_u + v * round_v) / self.fwhm**2, round_u, round_v
+
+    def _grid(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return x and y (k^2,) of the pixels of a stamp."""
+        line = torch.arange(self.size, dtype=torch.float64, device=self._knots.device) - self.size // 2
+        y, x = torch.meshgrid(line, line, indexing="ij")
+        return x.reshape(-1), y.reshape(-1)
+
+
+def _rounding(stamp: torch.Tensor, fwhm: float) -> torch.Tensor:
+    """Return the matrix (2, 2) of determinant one whose ellipses are those of a PSF (k, k).
+
+    From moments with a Gaussian weight of their own shape.
+    """
+    line = torch.arange(stamp.shape[-1], dtype=torch.float64, device=stamp.device) - stamp.shape[-1] // 2
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    places = torch.stack([x.reshape(-1), y.reshape(-1)])
+    inverse = torch.eye(2, dtype=torch.float64, device=stamp.device)
+    for _ in range(8):
+        distance = (places * (inverse @ places)).sum(dim=0) * (FWHM_PER_SIGMA / fwhm) ** 2
+        light = stamp.reshape(-1) * torch.exp(-0.5 * distance)
+        moments = (light * places) @ places.T / light.sum()
+        determinant = torch.linalg.det(moments)
+        if not float(determinant) > 0.0:
+            return torch.eye(2, dtype=torch.float64, device=stamp.device)
+        # A Gaussian times its own weight has half of its moments, and so the same axes.
+        inverse = torch.linalg.inv(moments) * determinant.sqrt()
+    return inverse
 
 
 def _refinement(n: int) -> torch.Tensor:

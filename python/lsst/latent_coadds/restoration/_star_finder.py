@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("FoundSources", "cut_stamps", "find_sources_to_fit", "stellar_locus")
+__all__ = ("FoundSources", "cut_stamps", "find_sources_to_fit", "slope_of_locus", "stellar_locus")
 
 import dataclasses
 import math
@@ -28,13 +28,25 @@ from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._psf_spline import PsfSpline
 from ._settings import DirectSettings
 from ._stack import ExposureStack
-from ._star_fit import StarStamps
+from ._star_stamps import StarStamps
 
 _DETECTED = 5.0
 """Peaks of the matched filter above this many sigma are sources."""
 
 _NEIGHBOUR = 0.03
 """Flux of a neighbour within the core, over that of a source, that spoils it."""
+
+_LEAST_MEMBERS = 12
+"""Sources that have to agree on a slope of sizes over the field."""
+
+_BETTER = 1.5
+"""By how much the crowd on a slope has to be denser than without."""
+
+_LARGEST_SLOPE = 0.2
+"""Largest slope of the logarithm of sizes, from the middle of the field to its edge."""
+
+_N_TRIPLES = 500
+"""Number of triples of sources that slopes are tried from."""
 
 _LEAST_CORE = 0.9
 """Part of a star's core that an exposure has to have."""
@@ -139,6 +151,7 @@ def cut_stamps(
     background: torch.Tensor,
     exposures: Sequence[int],
     first_star: int,
+    field: torch.Tensor,
 ) -> list[StarStamps]:
     """Return the pixels around sources in each exposure.
 
@@ -158,6 +171,8 @@ def cut_stamps(
         Numbers of the exposures in the fit.
     first_star : `int`
         Number of the first source in the fit.
+    field : `torch.Tensor`, shape (S, 2)
+        Places of the sources in the field.
     """
     x, y = found.places[:, 0], found.places[:, 1]
     height, width = stack.shape
@@ -186,6 +201,7 @@ def cut_stamps(
                 stars=seen + first_star,
                 spline=PsfSpline(psf[t].cpu()),
                 terms=terms[seen],
+                field=field[seen],
                 x=here_x[seen],
                 y=here_y[seen],
                 area=area[seen],
@@ -238,10 +254,7 @@ def stellar_locus(size: torch.Tensor, error: torch.Tensor, *, width: float = 0.0
     All stars have one size, and galaxies larger ones: of the places where
     sources gather, stars are at the lowest.
     """
-    spread = (error[:, None] ** 2 + error[None, :] ** 2 + width**2).sqrt()
-    near = torch.exp(-0.5 * ((size[:, None] - size[None, :]) / spread) ** 2)
-    # Those that are known well say where the stars are.
-    crowd = (near / spread).sum(dim=1)
+    crowd = _crowd(size, error, width)
     candidates = crowd >= 0.5 * crowd.max()
     locus = size[candidates].min()
     members = (size - locus).abs() < 3.0 * (error**2 + width**2).sqrt()
@@ -249,3 +262,56 @@ def stellar_locus(size: torch.Tensor, error: torch.Tensor, *, width: float = 0.0
         1.0 / error[members].clamp_min(width) ** 2
     ).sum()
     return (size - centre).abs() < 3.0 * (error**2 + width**2).sqrt()
+
+
+def _crowd(size: torch.Tensor, error: torch.Tensor, width: float) -> torch.Tensor:
+    """Return how densely sizes (..., S) gather around each; those known well count most."""
+    spread = (error[:, None] ** 2 + error[None, :] ** 2 + width**2).sqrt()
+    near = torch.exp(-0.5 * ((size[..., :, None] - size[..., None, :]) / spread) ** 2)
+    return (near / spread).sum(dim=-1)
+
+
+def slope_of_locus(
+    size: torch.Tensor, error: torch.Tensor, field: torch.Tensor, *, width: float = 0.015
+) -> torch.Tensor:
+    """Return how the size of stars changes over the field, if that is clear.
+
+    Parameters
+    ----------
+    size, error : `torch.Tensor`, shape (S,)
+        As of `stellar_locus`.
+    field : `torch.Tensor`, shape (S, 2)
+        Places in the field.
+    width : `float`, optional
+        As of `stellar_locus`.
+
+    Returns
+    -------
+    slope : `torch.Tensor`, shape (2,)
+        Change of the logarithm of the size from the middle of the field to
+        its edge along x and y. Zero, unless the sizes of a dozen sources or
+        more gather far better on such a slope than without one.
+    """
+    none = torch.zeros(2, dtype=torch.float64)
+    n = len(size)
+    if n < _LEAST_MEMBERS:
+        return none
+    generator = torch.Generator().manual_seed(n)
+    triples = torch.rand((_N_TRIPLES, n), generator=generator).argsort(dim=1)[:, :3]
+    design = torch.cat([torch.ones((_N_TRIPLES, 3, 1), dtype=torch.float64), field[triples]], dim=2)
+    apart = torch.linalg.det(design).abs() > 0.2
+    slopes = torch.linalg.solve(design[apart], size[triples[apart], None])[:, 1:, 0]
+    slopes = slopes[slopes.norm(dim=1) < _LARGEST_SLOPE]
+    if not len(slopes):
+        return none
+    crowds = torch.stack([_crowd(size - field @ slope, error, width).max() for slope in slopes])
+    best = slopes[crowds.argmax()]
+    if float(crowds.max()) < _BETTER * float(_crowd(size, error, width).max()):
+        return none
+    members = stellar_locus(size - field @ best, error, width=width)
+    if int(members.sum()) < _LEAST_MEMBERS:
+        return none
+    design = torch.cat([torch.ones((n, 1), dtype=torch.float64), field], dim=1)[members]
+    weight = 1.0 / (error[members] ** 2 + width**2)
+    normal = design.T @ (weight[:, None] * design)
+    return torch.linalg.solve(normal, design.T @ (weight * size[members]))[1:]

@@ -10,19 +10,33 @@
 
 from __future__ import annotations
 
-__all__ = ("StarFit", "StarStamps", "initial_stars")
+__all__ = ("StarFit",)
 
-import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ._exposure_calibration import CALIBRATION_PARAMETERS
-from ._psf_spline import PsfSpline, stretch_matrix
+from ._exposure_prior import ExposurePrior
+from ._star_stamps import N_STAR, StarStamps
 
-_N = len(CALIBRATION_PARAMETERS)
+_P = len(CALIBRATION_PARAMETERS) + 1
+"""Numbers of an exposure: its corrections, and the level of its sky, in sigma, of
+which only the stars are to be freed here.
+"""
+
+_N = 8
+"""Ways in which an image of a star may change: those of a star, wings, and sky."""
+
 _POINT = (3, 4, 5)
-"""Parameters of a point: place and flux. Others have size and shear as well."""
+"""Parameters of any source: place and flux."""
+
+_POINT_SHAPE = (0.005, 0.003, 0.003)
+"""Size and shears (rms) that a point may seem to have."""
+
+_FIXED = 1e16
+"""Precision of what is not to change."""
 
 _HUBER = 3.0
 """Residual in sigma beyond which a pixel counts less."""
@@ -37,78 +51,50 @@ _LARGEST_CHI2 = 2.0
 vary, move, or be hit by a cosmic ray.
 """
 
-_STAR_SCATTER = (0.005, 0.003, 0.003, 0.01, 0.01, 0.005)
+_STAR_SCATTER = (0.005, 0.003, 0.003, 0.01, 0.01, 0.005, 0.01, 0.02)
 """Scatter (rms) of each parameter among the stars of an exposure besides their
 noise: colours, variability, proper motions, errors of PSF models.
 """
+
+_GALAXY_SCATTER = (0.15, 0.05, 0.05, 0.05, 0.05, 0.1, 2.0, 0.0)
+"""The same of a source that is extended, per unit of its size: a galaxy is no
+stretched PSF.
+"""
+
+_SHEAR_SCATTER = 0.15
+"""Scatter of its shears, as a part of its own."""
 
 _LARGEST_DEVIATION = 4.0
 """Mean squared deviation of a star in an exposure, in units of noise and that
 scatter, from which on it counts less than half.
 """
 
-_ALIKE = ([0], [1, 2], [3, 4], [5])
-"""Parameters that share a prior."""
-
-_LEAST_PRIOR = 0.1
-"""Narrowest prior, over the error of a correction."""
-
-_LARGEST_STEP = (0.15, 0.15, 0.15, 0.7, 0.7, 1.0)
+_LARGEST_STEP = (0.15, 0.15, 0.15, 0.7, 0.7, 1.0, 0.3, *(0.1,) * 6, 0.3)
 
 
-@dataclasses.dataclass(frozen=True)
-class StarStamps:
-    """One exposure's pixels around stars.
-
-    Attributes
-    ----------
-    exposure : `int`
-        Number of the exposure.
-    stars : `torch.Tensor`, shape (n,)
-        Numbers of the stars.
-    spline : `PsfSpline`
-        PSF of the exposure.
-    terms : `torch.Tensor`, shape (n, J)
-        Terms of the PSF at the stars.
-    x, y : `torch.Tensor`, shape (n, p)
-        Latent coordinates of the pixels.
-    area : `torch.Tensor`, shape (n, p)
-        Area of the pixels in latent pixels.
-    image, weight : `torch.Tensor`, shape (n, p)
-        Light of the stars alone, and its inverse variance, float64.
-    """
-
-    exposure: int
-    stars: torch.Tensor
-    spline: PsfSpline
-    terms: torch.Tensor
-    x: torch.Tensor
-    y: torch.Tensor
-    area: torch.Tensor
-    image: torch.Tensor
-    weight: torch.Tensor
-
-
-def _temper(gram: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _temper(
+    gram: torch.Tensor, slope: torch.Tensor, scatter: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return normal matrices and slopes of stars that do not all tell the same.
 
     Parameters
     ----------
-    gram : `torch.Tensor`, shape (T, S, 6, 6)
+    gram : `torch.Tensor`, shape (T, S, 8, 8)
         Normal matrix G of each star in each exposure.
-    slope : `torch.Tensor`, shape (T, S, 6)
+    slope : `torch.Tensor`, shape (T, S, 8)
         Its slope b.
+    scatter : `torch.Tensor`, shape (S, 8)
+        Offsets (rms) that each star has of its own in an exposure.
 
     Notes
     -----
-    With offsets of their own, of covariance C, the matrix of a star becomes
+    With such offsets, of covariance C, the matrix of a star becomes
     ``(G^-1 + C)^-1`` and its slope ``(1 + G C)^-1 b``: however bright it is,
     one star does not decide. One that deviates by more (it moves, it varies)
     gets a smaller weight.
     """
-    scatter = torch.diag(gram.new_tensor(_STAR_SCATTER) ** 2)
     unit = torch.eye(_N, dtype=gram.dtype, device=gram.device)
-    mixed = unit + gram @ scatter
+    mixed = unit + gram * (scatter**2)[:, None, :]
     gram_after = torch.linalg.solve(mixed, gram)
     slope_after = torch.linalg.solve(mixed, slope[..., None])[..., 0]
     scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-30)
@@ -117,13 +103,6 @@ def _temper(gram: torch.Tensor, slope: torch.Tensor) -> tuple[torch.Tensor, torc
     weight = 1.0 / (1.0 + deviation.clamp_min(0.0) / _LARGEST_DEVIATION)
     gram_after = 0.5 * (gram_after + gram_after.transpose(-1, -2))
     return weight[..., None, None] * gram_after, weight[..., None] * slope_after
-
-
-def initial_stars(places: torch.Tensor) -> torch.Tensor:
-    """Return points (S, 6) as `StarFit` takes them from x, y and flux (S, 3)."""
-    stars = torch.zeros((len(places), _N), dtype=torch.float64, device=places.device)
-    stars[:, 3:5], stars[:, 5] = places[:, :2], places[:, 2].log()
-    return stars
 
 
 class StarFit:
@@ -136,21 +115,30 @@ class StarFit:
     stars : `torch.Tensor`, shape (S, 6)
         Size, shear, place, and logarithm of the flux of each star to begin
         with; see `initial_stars`.
-    parameters : `torch.Tensor`, shape (T, 6)
-        Corrections of the exposures to begin with.
+    parameters : `torch.Tensor`, shape (T, 13)
+        Corrections of the exposures to begin with, in the order of
+        ``CALIBRATION_PARAMETERS``.
     weights : `torch.Tensor`, shape (T,)
         Weights of the exposures in means that are held fixed; their sum is 1.
-    prior_sigma : `~collections.abc.Sequence` [ `float` ]
-        Prior of each parameter of an exposure; 0 keeps it.
+    prior : `ExposurePrior`
+        What is expected of the corrections, and of the level of the sky.
     model_error : `float`
         Error of PSFs as a part of the light.
+    points : `torch.Tensor`, shape (S,), or `None`
+        Which sources are points. They, too, get sizes and shears, but small
+        ones, so that a galaxy that was taken for a point is no error of all
+        PSFs. Others have sizes and shears which count less in exposures with
+        wider PSFs, as those of galaxies do. If no source is known to be a
+        point (`None`), all may have sizes and shears that are the same in
+        all exposures.
 
     Notes
     -----
     A stretch, a shift and a scale of the PSF change the image of a star in
-    the same six ways, whether the exposure or the star has them. So one 6 x 6
-    matrix per star and exposure holds all that a Gauss-Newton step needs;
-    stars are eliminated first.
+    the same six ways, whether the exposure or the star has them; wings and
+    sky are two more, which stars have not. So one 8 x 8 matrix per star and
+    exposure holds all that a Gauss-Newton step needs, also of corrections that vary
+    over the field; stars are eliminated first.
 
     What is common to all exposures and could as well belong to the stars is
     fixed: the weighted means of shifts and of flux scales are zero, and where
@@ -163,17 +151,40 @@ class StarFit:
         stars: torch.Tensor,
         parameters: torch.Tensor,
         weights: torch.Tensor,
-        prior_sigma: Sequence[float],
+        prior: ExposurePrior,
         model_error: float,
+        points: torch.Tensor | None,
     ) -> None:
         self.stamps = stamps
-        self.parameters = parameters.to(torch.float64).clone()
+        levels = parameters.new_zeros((len(parameters), _P - parameters.shape[1]))
+        self.parameters = torch.cat([parameters, levels], dim=1).to(torch.float64)
         self.stars = stars.to(torch.float64).clone()
+        self.prior = prior
         self._weights = weights
-        self._prior = torch.tensor(prior_sigma, dtype=torch.float64, device=stars.device)
         self._model_error = model_error
+        self._points = points
+        self._wide = torch.zeros(self.n_stars, dtype=torch.bool) if points is None else ~points
         self.errors = torch.zeros_like(self.parameters)
+        self.mean_errors = torch.zeros_like(self.parameters[0])
+        self.flux_error = 0.0
+        self._before: tuple[torch.Tensor, float] | None = None
         self.chi2 = float("nan")
+        self.field = torch.zeros((self.n_stars, 2), dtype=torch.float64)
+        for block in stamps:
+            self.field[block.stars] = block.field
+        widths = torch.tensor([block.spline.fwhm for block in stamps], dtype=torch.float64)
+        self._width = float(widths.median()) if len(stamps) else 1.0
+
+    @property
+    def corrections(self) -> dict[str, Any]:
+        """Parameters, and errors of all kinds, as in `ExposureCalibration`."""
+        means, flux_error = self._before or (self.mean_errors, self.flux_error)
+        return {
+            "parameters": self.parameters[:, :-1],
+            "errors": self.errors[:, :-1],
+            "mean_errors": means[:-1],
+            "flux_error": flux_error,
+        }
 
     @property
     def n_stars(self) -> int:
@@ -181,7 +192,7 @@ class StarFit:
         return len(self.stars)
 
     def evaluate(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the normal matrices (T, S, 6, 6) and slopes (T, S, 6).
+        """Return the normal matrices (T, S, 8, 8) and slopes (T, S, 8).
 
         A slope is minus half the derivative of chi2, after robust weights.
         """
@@ -199,6 +210,14 @@ class StarFit:
         self.chi2 = total / max(count, 1.0)
         return gram, slope
 
+    def _scatter(self) -> torch.Tensor:
+        """Return the offsets (S, 8) that sources have of their own in an exposure."""
+        scatter = self.stars.new_tensor(_STAR_SCATTER).expand(self.n_stars, _N)
+        extent = self.stars[:, :1].abs() * self._wide[:, None]
+        scatter = scatter + extent * self.stars.new_tensor(_GALAXY_SCATTER)
+        scatter[:, 1:3] += (_SHEAR_SCATTER * self._wide * self.stars[:, 1:3].norm(dim=1))[:, None]
+        return scatter
+
     def _weigh(
         self, block: StarStamps, model: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -213,10 +232,10 @@ class StarFit:
         return residual, weight * (_LARGEST_CHI2 / chi2.clamp_min(_LARGEST_CHI2))[:, None], chi2, used
 
     def residual(self, block: StarStamps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return light, residuals and robust weights (n, p) of the pixels of an exposure."""
+        """Return light, residuals and robust weights (n, p) of the pixels around points."""
         model = self._model(block)[0]
         residual, weight, _, _ = self._weigh(block, model)
-        return model, residual, weight
+        return model, residual, weight * ~self._wide[block.stars, None]
 
     def shifted(self, block: StarStamps, dx: int, dy: int) -> torch.Tensor:
         """Return the light (n, p) if unstretched PSFs were moved by whole pixels."""
@@ -225,125 +244,181 @@ class StarFit:
     def _model(
         self, block: StarStamps, moved: tuple[float, float] = (0.0, 0.0)
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the light (n, p) of stars, and its changes (n, 6, p)."""
+        """Return the light (n, p) of stars, and its changes (n, 8, p)."""
         exposure, stars = self.parameters[block.exposure], self.stars[block.stars]
         places = stars[:, 3:5] + exposure[3:5]
         dx, dy = block.x - places[:, :1], block.y - places[:, 1:]
-        matrix = stretch_matrix(exposure[:3] + stars[:, :3])
-        u = matrix[:, 0, :1] * dx + matrix[:, 0, 1:] * dy
-        v = matrix[:, 1, :1] * dx + matrix[:, 1, 1:] * dy
-        value, slope_u, slope_v = block.spline.evaluate(
-            block.spline.knots(block.terms), u - moved[0], v - moved[1]
+        told = exposure[:3] + block.field @ exposure[7:13].reshape(3, 2).T
+        gain, response = self._extent(block)
+        shape = response[:, None] * told + gain[:, None] * stars[:, :3]
+        value, changes = block.spline.change(
+            block.spline.knots(block.terms), dx, dy, shape, exposure[6], moved
         )
-        slope_x = matrix[:, 0, :1] * slope_u + matrix[:, 1, :1] * slope_v
-        slope_y = matrix[:, 0, 1:] * slope_u + matrix[:, 1, 1:] * slope_v
-        # Stamps of PSFs sum to one, whatever a stretch moves across their edges.
-        norm = float(block.spline.stamps(exposure[:3], exposure[3:5] * 0.0)[0].sum())
-        flux = torch.exp(stars[:, 5] + exposure[5]) * torch.linalg.det(matrix) / norm
-        along_x, along_y = slope_x * dx, slope_y * dy
-        changes = torch.stack(
-            [
-                -2.0 * value - along_x - along_y,
-                along_y - along_x,
-                -(slope_x * dy + slope_y * dx),
-                -slope_x,
-                -slope_y,
-                value,
-            ],
-            dim=1,
-        )
+        # Stamps of PSFs sum to one, whatever a change moves across their edges.
+        norm, slopes = block.spline.sums(block.terms, told, exposure[6])
+        flux = torch.exp(stars[:, 5] + exposure[5]) / norm
         light = block.area * flux[:, None]
-        return light * value, light[:, None] * changes
+        changes = changes - slopes[:, :, None] * value[:, None]
+        noise = block.weight[block.weight > 0].median() ** -0.5
+        sky = (noise * block.area)[:, None]
+        model = light * value + exposure[-1] * sky[:, 0]
+        return model, torch.cat([light[:, None] * changes, sky], dim=1)
 
-    def fit(self, n_steps: int, *, points: bool, hold_exposures: bool = False) -> None:
+    def _extent(self, block: StarStamps) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how an exposure's stars (n,) show a shape of their own, and one of the PSF.
+
+        A galaxy adds to the square of the width what is the same in all
+        exposures, and so less to the width of one that is wide already.
+        """
+        stars, one = self.stars[block.stars], torch.ones(len(block.stars), dtype=torch.float64)
+        ratio = (self._width / block.spline.fwhm) ** 2
+        added = (ratio * torch.expm1(2.0 * stars[:, 0])).clamp_min(-0.5)
+        wide = self._wide[block.stars]
+        small = stars[:, 0].abs() < 1e-6
+        gain = torch.where(small, ratio * one, 0.5 * torch.log1p(added) / stars[:, 0].where(~small, one))
+        return torch.where(wide, gain, one), torch.where(wide, 1.0 / (1.0 + added), one)
+
+    def fit(self, n_steps: int, *, hold_exposures: bool = False) -> None:
         """Take Gauss-Newton steps.
 
         Parameters
         ----------
         n_steps : `int`
             Number of steps.
-        points : `bool`
-            Whether the sources are points; otherwise each has its own size
-            and shear.
         hold_exposures : `bool`, optional
             Whether to fit sources alone.
         """
         for _ in range(n_steps):
-            gram, slope = _temper(*self.evaluate())
-            self._step(gram, slope, points=points, hold_exposures=hold_exposures)
+            gram, slope = _temper(*self.evaluate(), self._scatter())
+            self._step(gram, slope, hold_exposures=hold_exposures)
 
     def narrow_prior(self) -> None:
-        """Take priors that are as narrow as corrections turn out to be.
+        """Take priors that are as narrow as corrections turn out to be; see `ExposurePrior`."""
+        # A prior that says that nothing is wrong would say that all is known.
+        self._before = self.mean_errors.clone(), self.flux_error
+        idle = self.prior.narrow(self.parameters, self.errors, self.mean_errors)
+        self.parameters[:, idle] = 0.0
+        self.errors[:, idle] = 0.0
+        self.mean_errors[idle] = 0.0
 
-        Where corrections scatter around zero by no more than their errors
-        there is nothing to correct, and noise of the stars is not to become
-        errors of PSFs. (The variance of the prior that makes the corrections
-        most likely is their mean square less that of their errors.)
-        """
-        for group in _ALIKE:
-            known = self.errors[:, group] < 0.9 * self._prior[group]
-            if float(self._prior[group[0]]) > 0.0 and bool(known.any()):
-                error = (self.errors[:, group][known] ** 2).mean()
-                excess = (self.parameters[:, group][known] ** 2).mean() - error
-                sigma = excess.clamp_min(_LEAST_PRIOR**2 * error).sqrt()
-                self._prior[group] = torch.minimum(sigma, self._prior[group])
-
-    def _step(self, gram: torch.Tensor, slope: torch.Tensor, *, points: bool, hold_exposures: bool) -> None:
-        own = list(_POINT) if points else list(range(_N))
-        free = [i for i in range(_N) if float(self._prior[i]) > 0.0]
-        star_matrix = gram.sum(dim=0)[:, own][:, :, own]
+    def _step(self, gram: torch.Tensor, slope: torch.Tensor, *, hold_exposures: bool) -> None:
+        by_star, by_exposure = self._ways()
+        star_gram = by_star.transpose(-1, -2) @ gram
+        star_matrix = (star_gram @ by_star).sum(dim=0)
         star_matrix = star_matrix + torch.diag_embed(1e-9 * star_matrix.diagonal(dim1=1, dim2=2) + 1e-30)
-        star_slope = slope.sum(dim=0)[:, own]
+        star_slope = (by_star.transpose(-1, -2) @ slope[..., None]).sum(dim=0)[..., 0]
+        if self._points is not None:
+            precision = self._shape_precision()
+            star_matrix.diagonal(dim1=1, dim2=2)[:, :3].add_(precision)
+            star_slope[:, :3] -= precision * self.stars[:, :3]
+        free = self.prior.free
+        if self._points is None:
+            # Without a point nothing tells the wings of a source from those of a PSF.
+            free = [i for i in free if i != 6]
         change = torch.zeros_like(self.parameters)
         if free and not hold_exposures:
-            change[:, free] = self._solve_exposures(gram, slope, star_matrix, star_slope, own, free)
+            ways = by_exposure[..., free]
+            cross = (star_gram @ ways).transpose(-1, -2)
+            diagonal = (ways.transpose(-1, -2) @ gram @ ways).sum(dim=1)
+            right = (ways.transpose(-1, -2) @ slope[..., None]).sum(dim=1)[..., 0]
+            change[:, free] = self._solve_exposures(diagonal, cross, right, star_matrix, star_slope, free)
             limit = change.new_tensor(_LARGEST_STEP)
             change = torch.maximum(torch.minimum(change, limit), -limit)
-            star_slope = star_slope - torch.einsum("tsap,ta->sp", gram[..., own], change)
-        step = torch.zeros_like(self.stars)
-        step[:, own] = torch.linalg.solve(star_matrix, star_slope)
-        limit = step.new_tensor(_LARGEST_STEP)
+            star_slope = star_slope - torch.einsum("tsap,ta->sp", cross, change[:, free])
+        step = torch.linalg.solve(star_matrix, star_slope)
+        limit = step.new_tensor(_LARGEST_STEP[:N_STAR])
         self.stars = self.stars + torch.maximum(torch.minimum(step, limit), -limit)
         self.parameters = self.parameters + change
         # What the stars would absorb.
-        fixed = [i for i in own if i in free]
+        fixed = [i for i in self._anchored(free) if i < N_STAR]
         mean = self._weights @ self.parameters[:, fixed]
         self.parameters[:, fixed] -= mean
         self.stars[:, fixed] += mean
 
+    def _shape_precision(self) -> torch.Tensor:
+        """Return the inverse variances (S, 3) of what is expected of shapes of sources."""
+        precision = self.stars.new_tensor(_POINT_SHAPE) ** -2
+        for i in range(3):
+            if i not in self.prior.free:
+                # PSFs are right, and so points have no shape.
+                precision[i] = _FIXED
+        return precision * ~self._wide[:, None]
+
+    def _ways(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return how stars (T, S, 8, 6) and exposures (T, S, 8, P) change images of stars."""
+        n = len(self.parameters)
+        by_star = torch.eye(_N, N_STAR, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
+        by_exposure = torch.eye(_N, _P, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
+        by_exposure[:, :, 7, 7] = 0.0
+        by_exposure[:, :, 7, -1] = 1.0
+        for i in range(3):
+            by_exposure[:, :, i, 7 + 2 * i : 9 + 2 * i] = self.field
+        if self._points is not None:
+            for block in self.stamps:
+                gain, response = self._extent(block)
+                by_star[block.exposure, block.stars, :3] *= gain[:, None, None]
+                by_exposure[block.exposure, block.stars, :3] *= response[:, None, None]
+        return by_star, by_exposure
+
+    def _anchored(self, free: Sequence[int]) -> list[int]:
+        """Return parameters whose weighted means are held at zero."""
+        if self._points is not None:
+            return [i for i in _POINT if i in free]
+        return [i for i in free if i not in (6, _P - 1)]
+
     def _solve_exposures(
         self,
-        gram: torch.Tensor,
-        slope: torch.Tensor,
+        diagonal: torch.Tensor,
+        cross: torch.Tensor,
+        right: torch.Tensor,
         star_matrix: torch.Tensor,
         star_slope: torch.Tensor,
-        own: Sequence[int],
         free: Sequence[int],
     ) -> torch.Tensor:
         """Return changes (T, F) of free parameters with the stars eliminated."""
-        n, f = len(gram), len(free)
-        cross = gram[:, :, free][..., own]
+        n, f = right.shape
         inverse = torch.linalg.inv(star_matrix)
         reached = torch.einsum("tsap,spq->tsaq", cross, inverse)
         flat = cross.permute(1, 3, 0, 2).reshape(-1, n * f)
         matrix = -reached.permute(1, 3, 0, 2).reshape(-1, n * f).T @ flat
-        diagonal = gram.sum(dim=1)[:, free][:, :, free]
+        blocks = matrix.reshape(n, f, n, f)
         for t in range(n):
-            matrix[t * f : (t + 1) * f, t * f : (t + 1) * f] += diagonal[t]
-        right = slope.sum(dim=1)[:, free] - torch.einsum("tsap,sp->ta", reached, star_slope)
-        precision = self._prior[list(free)] ** -2
-        right = right - precision * self.parameters[:, free]
-        matrix.diagonal().add_(precision.repeat(n))
-        scale = float(matrix.diagonal().max())
+            blocks[t, :, t] += diagonal[t]
+        right = right - torch.einsum("tsap,sp->ta", reached, star_slope)
+        precision = self.prior.precision(n)
+        here = self.prior.free
         for i, name in enumerate(free):
-            if name in own:
-                row = matrix.new_zeros((n, f))
-                row[:, i] = self._weights
-                matrix += scale * torch.outer(row.reshape(-1), row.reshape(-1))
-                right = right - scale * (self._weights @ self.parameters[:, name]) * row
+            own = precision[here.index(name)]
+            blocks[:, i, :, i] += own
+            right[:, i] -= own @ self.parameters[:, name]
+        scale = float(matrix.diagonal().max())
+        for name in self._anchored(free):
+            i = list(free).index(name)
+            row = matrix.new_zeros((n, f))
+            row[:, i] = self._weights
+            matrix += scale * torch.outer(row.reshape(-1), row.reshape(-1))
+            right = right - scale * (self._weights @ self.parameters[:, name]) * row
         covariance = torch.linalg.inv(matrix)
-        self.errors[:, free] = covariance.diagonal().clamp_min(0.0).sqrt().reshape(n, f)
+        self.errors[:, list(free)] = covariance.diagonal().clamp_min(0.0).sqrt().reshape(n, f)
+        means = torch.einsum("t,taub,u->ab", self._weights, covariance.reshape(n, f, n, f), self._weights)
+        self.mean_errors[list(free)] = means.diagonal().clamp_min(0.0).sqrt()
+        effect = (self._weights[:, None] * self._flux_effects()[:, list(free)]).reshape(-1)
+        self.flux_error = float(effect @ covariance @ effect) ** 0.5
         return (covariance @ right.reshape(-1)).reshape(n, f)
+
+    def _flux_effects(self) -> torch.Tensor:
+        """Return changes of the logarithm of a point's flux (T, P) with the numbers of an exposure.
+
+        Of a flux that is measured with the PSF f as weight: that of g is
+        ``<f, g> / <f, f>``.
+        """
+        effects = torch.zeros_like(self.parameters)
+        for block in self.stamps:
+            exposure = self.parameters[block.exposure]
+            value, changes = block.spline.unit_stamp(exposure[:3], exposure[6])
+            effects[block.exposure, :7] = -(changes @ value) / (value @ value)
+            effects[block.exposure, 3:6] = 0.0
+        return effects
 
     def star_shapes(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how much wider than a point each source is (S,), and the error.
@@ -351,9 +426,9 @@ class StarFit:
         The logarithm of the size that the source would have of its own, if
         the PSFs are what they are now.
         """
-        gram, slope = self.evaluate()
-        matrix = gram.sum(dim=0)
+        gram, slope = (plane.sum(dim=0) for plane in self.evaluate())
+        matrix = gram[:, :N_STAR, :N_STAR]
         matrix = matrix + torch.diag_embed(1e-9 * matrix.diagonal(dim1=1, dim2=2) + 1e-30)
         covariance = torch.linalg.inv(matrix)
-        change = (covariance @ slope.sum(dim=0)[..., None])[..., 0]
+        change = (covariance @ slope[:, :N_STAR, None])[..., 0]
         return self.stars[:, 0] + change[:, 0], covariance[:, 0, 0].clamp_min(0.0).sqrt()
