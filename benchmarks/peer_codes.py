@@ -100,7 +100,7 @@ def astroclearnet(scene: Scene) -> Image:
     return own(scene, "astroclearnet")
 
 
-def deep_image_prior(scene: Scene, n_iter: int = 150) -> Image:
+def deep_image_prior(scene: Scene, n_iter: int = 2500) -> Image:
     """Run the deep image prior of DeepInverse with its convolutional decoder."""
     import deepinv
     import torch

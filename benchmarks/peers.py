@@ -8,10 +8,12 @@
 """Other codes on the same exposures, with the same measurements.
 
     pip install scikit-image deepinv starred-astro
-    python benchmarks/peers.py --save peers.json --seeds 0 1
+    python benchmarks/peers.py --field small --save small.json --seeds 0 1 2
+    python benchmarks/peers.py --save peers.json --seeds 0 1 2 --codes plain imagemm richardson_lucy
 
-Every code gets the exposures, their variances and their PSFs, and returns an
-image and what its PSF is. Codes that are not installed are left out;
+The small field is for all codes, the slow ones with as many steps as they
+want. Every code gets the exposures, their variances and their PSFs, and returns
+an image and what its PSF is. Codes that are not installed are left out;
 ``deconvolve`` needs a full stack. A code that pip cannot install joins by
 ``--extra FILE.py``, a module with a function ``restore(scene)`` that returns
 an image with a Gaussian PSF of two pixels. CPU time and the peak of memory are
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import json
 import multiprocessing
@@ -42,25 +45,40 @@ from lsst.latent_coadds.qa import aperture_flux, format_table
 from lsst.latent_coadds.restoration import gaussian_kernel
 
 Figures = dict[str, Any]
-SIZE = 200
-EXPOSURES = 8
 PAIR_SEPARATION = 0.5 / 0.168
 RADIUS = 3.0
-SCENES = ("stars", "rays", "pairs", "faint")
 
 
-def make_scenes(seed: int) -> dict[str, tuple[Scene, dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """What is drawn: width in pixels, exposures, pixels between stars, scenes, and where sky begins."""
+
+    size: int
+    exposures: int
+    pitch: float
+    scenes: tuple[str, ...]
+    sky_distance: float
+
+
+FIELDS = {
+    "full": Field(200, 8, 33.0, ("stars", "rays", "pairs", "faint"), 14.0),
+    "small": Field(96, 5, 24.0, ("stars", "rays", "pairs"), 11.0),
+}
+
+
+def make_scenes(field: Field, seed: int) -> dict[str, tuple[Scene, dict[str, Any]]]:
     """Draw the scenes of a seed: stars without and with rays, pairs, faint stars."""
-    maker = SceneMaker(seed + 7000, size=SIZE, n_exposures=EXPOSURES)
-    stars = maker.stars(maker.grid(33.0), (10, 20, 50, 100, 300))
+    size, n_exposures = field.size, field.exposures
+    maker = SceneMaker(seed + 7000, size=size, n_exposures=n_exposures)
+    stars = maker.stars(maker.grid(field.pitch), (10, 20, 50, 100, 300))
     clean = maker.draw(stars, n_rays=0)
     hit, hits = add_rays(clean, np.random.default_rng(seed))
-    maker = SceneMaker(seed + 8000, size=SIZE, n_exposures=EXPOSURES)
+    maker = SceneMaker(seed + 8000, size=size, n_exposures=n_exposures)
     centers = maker.grid(27.0)
     angles = maker.rng.uniform(0, np.pi, len(centers))
     step = 0.5 * PAIR_SEPARATION * np.column_stack([np.cos(angles), np.sin(angles)])
     pairs = maker.draw(maker.stars(np.concatenate([centers - step, centers + step]), (50,)), n_rays=0)
-    maker = SceneMaker(seed + 9000, size=SIZE, n_exposures=EXPOSURES)
+    maker = SceneMaker(seed + 9000, size=size, n_exposures=n_exposures)
     positions = maker.grid(18.0, jitter=4.0)
     signal = np.exp(maker.rng.uniform(np.log(2.0), np.log(12.0), len(positions)))
     faint = maker.draw(np.column_stack([positions, signal, signal * maker.flux_error]), n_rays=0)
@@ -77,18 +95,18 @@ def add_rays(scene: Scene, rng: np.random.Generator, per_exposure: int = 4) -> t
     image, middles = scene.image.copy(), []
     for plane, sigma in zip(image, scene.sigma, strict=True):
         for _ in range(per_exposure):
-            x, y = rng.integers(15, SIZE - 20, 2)
+            x, y = rng.integers(15, plane.shape[0] - 20, 2)
             length = rng.integers(1, 8)
             plane[y, x : x + length] += 10 ** rng.uniform(1.0, 3.0) * sigma
             middles.append((x + 0.5 * (length - 1), float(y)))
     return dataclasses.replace(scene, image=image), np.array(middles)
 
 
-def judge(code: Code, seed: int, chosen: Sequence[str]) -> Figures:
+def judge(code: Code, field: Field, seed: int, chosen: Sequence[str]) -> Figures:
     """Run a code on scenes of a seed, and measure."""
     figures: Figures = {}
     seconds, images = 0.0, {}
-    for name, (scene, about) in make_scenes(seed).items():
+    for name, (scene, about) in make_scenes(field, seed).items():
         if name not in chosen:
             continue
         start = time.process_time()
@@ -98,7 +116,7 @@ def judge(code: Code, seed: int, chosen: Sequence[str]) -> Figures:
         result = images[name] = Result(np.asarray(image, dtype=float), variance, np.asarray(psf, float), 0.0)
         if name == "stars":
             figures["stars"] = measure.measure_stars(result, scene).tolist()
-            rms = measure.background_rms(result, scene)
+            rms = measure.background_rms(result, scene, field.sky_distance)
             figures["sky"] = rms / scene.coadd_sigma
         elif name == "rays" and "stars" in images:
             differences = [
@@ -204,11 +222,20 @@ def load_extra(path: Path) -> Code:
     return lambda scene: (module.restore(scene), psf)
 
 
-def work(name: str, extra: Path | None, seed: int, chosen: Sequence[str], connection: Any) -> None:
+def find_code(name: str, extra: Path | None) -> Code:
+    """Return a code by its name; ``name:steps`` is one with another number of steps."""
+    if extra:
+        return load_extra(extra)
+    name, _, steps = name.partition(":")
+    return functools.partial(CODES[name], n_iter=int(steps)) if steps else CODES[name]
+
+
+def work(
+    name: str, extra: Path | None, field: Field, seed: int, chosen: Sequence[str], connection: Any
+) -> None:
     """Judge a code in this process, and send what was found."""
     try:
-        code = load_extra(extra) if extra else CODES[name]
-        connection.send(judge(code, seed, chosen))
+        connection.send(judge(find_code(name, extra), field, seed, chosen))
     except ImportError as error:
         connection.send(f"not installed ({error})")
     except Exception:
@@ -235,12 +262,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--codes", nargs="*", default=list(CODES), help=", ".join(CODES))
+    parser.add_argument(
+        "--codes", nargs="*", default=list(CODES), help=f"{', '.join(CODES)}; CODE:STEPS for other steps"
+    )
+    parser.add_argument("--field", choices=list(FIELDS), default="full")
     parser.add_argument("--extra", nargs="*", type=Path, default=[], help="modules with further codes")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1])
-    parser.add_argument("--scenes", nargs="*", default=list(SCENES), help="for slow codes, not all of them")
+    parser.add_argument("--scenes", nargs="*", help="not all of those of the field")
     parser.add_argument("--save", type=Path, help="keep raw figures here; what is there is not made again")
     arguments = parser.parse_args()
+    field = FIELDS[arguments.field]
     raw: dict[str, dict[str, Figures]] = {}
     if arguments.save and arguments.save.exists():
         raw = json.loads(arguments.save.read_text())
@@ -250,7 +281,7 @@ def main() -> None:
         for name, extra in todo:
             if str(seed) in raw.get(name, {}):
                 continue
-            answer = run_apart(work, name, extra, seed, arguments.scenes)
+            answer = run_apart(work, name, extra, field, seed, arguments.scenes or field.scenes)
             if isinstance(answer, str):
                 print(f"{name}, seed {seed}: {answer}", flush=True)
                 continue
