@@ -22,10 +22,13 @@ from lsst.latent_coadds.restoration import (
     ExposureStack,
     HuberFidelity,
     Restoration,
+    RestorationError,
     gaussian_kernel,
     restore,
 )
+from lsst.latent_coadds.restoration._learned import check_not_empty
 from lsst.latent_coadds.restoration._problem import TrainingProblem
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 
 SIZE, N_EXPOSURES, STAMP = 80, 5, 41
 STARS = ((24.3, 27.7, 1000.0), (54.6, 29.2, 300.0), (27.1, 55.5, 30.0))
@@ -162,3 +165,25 @@ def test_outliers_beside_a_star_are_told_by_all_its_light() -> None:
     assert bool(known[2, 5, 5]) and not bool(known[1].any())
     assert bool(unknown[1, 20, 20])
     assert torch.equal(term.image, left)
+
+
+def test_what_a_point_leaves_is_no_lost_source() -> None:
+    """A network that returns nothing has collapsed if there is a source, but not beside a bright star."""
+    kernels = gaussian_kernel(3.0, 11)[None].repeat(4, 1, 1)
+    operator = ConvolutionOperator(kernels, (40, 40), margin=5)
+    quadratic = NonNegativeQuadratic(operator, torch.ones(4, dtype=torch.float64))
+    star, nothing = torch.zeros((2, *operator.latent_shape), dtype=torch.float64)
+    star[25, 25] = 10000.0
+    left = HuberFidelity(0.01 * operator.forward(star), torch.ones((4, 40, 40), dtype=torch.float64), 3.0)
+    check_not_empty(
+        TrainingProblem(kernels, operator, left, left, operator.transform(star)), quadratic, nothing
+    )
+    with pytest.raises(RestorationError, match="collapsed"):
+        check_not_empty(TrainingProblem(kernels, operator, left, left), quadratic, nothing)
+
+
+def test_combined_has_the_same_points(scene: Scene) -> None:
+    result = restore(scene.stack(), "combined", network_steps=5, n_realizations=1)
+    assert scene.star_error(result.image, 0) < 0.005 and scene.star_error(result.image, 1) < 0.015
+    np.testing.assert_allclose(result.chi2.numpy(), 1.0, atol=0.06)
+    assert bool(torch.isfinite(result.noise_realizations).all())

@@ -20,11 +20,10 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._implants import SourceMaker
 from ._kernels import gaussian_kernel, matching_kernels
-from ._learned import LatentPredictor, Output, Response, fill_data, split_pixels
+from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Respond, Weights, restore_learned
 from ._member import Twin
 from ._model import make_correction, make_operator, split_target, stamp_size
@@ -33,7 +32,7 @@ from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
 from ._proximal import NonNegativeQuadratic
 from ._restoration import Restoration
-from ._settings import AstroClearNetSettings, DirectSettings
+from ._settings import AstroClearNetSettings
 from ._stack import ExposureStack
 from ._training import TrainingOptions
 from ._weights import load_weights
@@ -110,7 +109,7 @@ def prepare(
     training, test = apart.subtract(training), apart.subtract(test)
     make = _published if published else _improved
     make_network, predict, respond, implant = make(
-        stack, settings, quadratic, apart, _fill(subset, apart), spread
+        stack, settings, quadratic, apart, apart.fill(subset), spread
     )
     correction = None if published else make_correction(quadratic, training, spread, settings)
     return Preparation(
@@ -178,9 +177,9 @@ def _improved(
             normalisation=settings.normalisation,
         ).to(data)
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
-        found = apart.again(problem)
-        seen = predictor.encode(_fill(_with_data(stack, problem), found))
+    def respond(network: nn.Module, problem: HuberFidelity, rest: torch.Tensor) -> Response:
+        found = apart.again(problem, rest)
+        seen = predictor.encode(found.fill(_with_data(stack, problem)))
         return Response(predictor.predict(network, seen, (rows, columns)), found)
 
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
@@ -225,8 +224,8 @@ def _published(
     def predict(network: nn.Module, region: Region, turn: int | None) -> torch.Tensor:
         return sigma * network(inputs[:, region[0], region[1]])
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
-        return Response(sigma * network(scaled(_fill(_with_data(stack, problem), apart))))
+    def respond(network: nn.Module, problem: HuberFidelity, rest: torch.Tensor) -> Response:
+        return Response(sigma * network(scaled(apart.fill(_with_data(stack, problem)))))
 
     return make_network, predict, respond, None
 
@@ -236,14 +235,3 @@ def _with_data(stack: ExposureStack, problem: HuberFidelity) -> ExposureStack:
     other = stack.without(problem.inverse_sigma == 0)
     other.image = torch.where(other.good, problem.image, torch.zeros_like(problem.image))
     return other
-
-
-def _fill(stack: ExposureStack, apart: PointsApart) -> torch.Tensor:
-    """Return exposures (T, h, w) without points, their gaps and outliers filled from the coadd."""
-    coadd = direct_coadd(stack, DirectSettings(clip=True))
-    if not len(apart.points):
-        return fill_data(stack, coadd)
-    # Outliers are those of the exposures as they are: beside a bright star more is tolerated.
-    rest = stack.without(~coadd.kept)
-    rest.image = apart.subtract(HuberFidelity(rest.image, rest.inverse_variance.sqrt(), 1.0)).image
-    return fill_data(rest, direct_coadd(rest, DirectSettings()))

@@ -19,37 +19,22 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ._accelerated import start_accelerated
-from ._direct import direct_coadd
+from ._accelerated import AcceleratedFit, fit_stack, local_precision
 from ._fidelity import HuberFidelity
-from ._fit import Fit, fit_accelerated
 from ._kernels import convolve, gaussian_kernel, matching_kernels
-from ._learned import LatentPredictor, Output, Response, fill_data, split_pixels
+from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
 from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size
 from ._network import LatentNetwork
+from ._point_bootstrap import PointBootstrap
+from ._point_sources import MatchedFilter
+from ._points_apart import PointsApart
 from ._problem import TrainingProblem
 from ._proximal import NonNegativeQuadratic
-from ._rejection import reject_outliers
 from ._restoration import Restoration
-from ._settings import CombinedSettings, DirectSettings
+from ._settings import CombinedSettings
 from ._stack import ExposureStack
 from ._training import TrainingOptions
-from ._uncertainty import Bootstrap
-
-
-@dataclasses.dataclass
-class _Seed:
-    """The ImageMM solution that the network starts from."""
-
-    quadratic: NonNegativeQuadratic
-    coefficients: torch.Tensor
-    remainder: torch.Tensor
-
-    def image(self, transform: torch.Tensor) -> torch.Tensor:
-        """Return the latent image at the target PSF."""
-        latent = self.quadratic.operator.untransform(transform)
-        return convolve(latent, self.remainder).clamp_min_(0.0)
 
 
 def restore_combined(
@@ -122,27 +107,22 @@ def prepare(
     """Fit ImageMM to a stack, and make it ready for the network."""
     start = time.perf_counter()
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
-    subset = stack.without(held_out)
-    seed, fit = _fit_seed(subset, training, settings)
-    rejected = _reject(seed, stack, fit.transform, settings)
-    training, test = training.without(rejected), test.without(rejected)
-    subset = subset.without(rejected)
-    fit = fit_accelerated(training, seed.quadratic, fit.coefficients, settings)
-    seed = dataclasses.replace(seed, coefficients=fit.coefficients)
-    # The network sees the seed without its correction.
-    bootstrap = Bootstrap(
-        seed.quadratic,
-        training,
-        split_target(settings)[0],
-        fit.transform,
-        fit.gradient,
-        fit.transform,
-        settings.target_fwhm,
-    )
-    coadd = direct_coadd(subset, DirectSettings(clip=True))
+    spread, remainder = split_target(settings)
+    solution = _fit_seed(stack.without(held_out), stack, spread, settings)
     timings = {"imagemm": time.perf_counter() - start}
+    subset = stack.without(held_out | solution.rejected)
     operator = make_operator(stack, settings.target_fwhm, 0.0)
     quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    precision = local_precision(quadratic, subset, stack.exposure_weights())
+    apart = PointsApart(
+        MatchedFilter(quadratic, settings.target_fwhm, precision),
+        solution.points,
+        settings.point_threshold,
+        settings.target_fwhm,
+    )
+    training, test = (apart.subtract(term.without(solution.rejected)) for term in (training, test))
+    # The network sees the seed without its correction.
+    bootstrap = PointBootstrap(solution, solution.fit.transform, spread, settings)
     predictor = LatentPredictor(
         quadratic,
         settings.target_fwhm,
@@ -151,19 +131,27 @@ def prepare(
         softness=0.02,
         origin=stack.origin,
     )
-    inputs = predictor.encode(fill_data(subset, coadd), seed.image(fit.transform))
     rows, columns = (slice(0, n) for n in operator.latent_shape)
 
-    def respond(network: nn.Module, problem: HuberFidelity) -> Response:
-        again, _ = bootstrap.refit(problem, seed.coefficients)
-        inputs = predictor.encode(problem.image, seed.image(again))
-        return Response(predictor.predict(network, inputs, (rows, columns)))
+    def make_seed(transform: torch.Tensor) -> torch.Tensor:
+        latent = solution.quadratic.operator.untransform(transform)
+        return convolve(latent, remainder).clamp_min_(0.0)
+
+    inputs = predictor.encode(apart.fill(subset), make_seed(solution.fit.transform))
+
+    def respond(network: nn.Module, problem: HuberFidelity, rest: torch.Tensor) -> Response:
+        same, others, transform, _ = bootstrap.refit(problem)
+        found = dataclasses.replace(apart, points=same.join(others))
+        seen = predictor.encode(found.subtract(problem).image, make_seed(transform))
+        return Response(predictor.predict(network, seen, (rows, columns)), found)
 
     correction = make_correction(quadratic, training, settings.target_fwhm, settings)
     kernels = matching_kernels(stack.psf, settings.target_fwhm).to(stack.image)
     return Preparation(
-        problem=TrainingProblem(kernels, operator, training, test),
-        rejected=rejected,
+        problem=TrainingProblem(
+            kernels, operator, training, test, apart.light if len(apart.points) else None
+        ),
+        rejected=solution.rejected,
         make_network=lambda: LatentNetwork(predictor.n_features, width=settings.width).to(stack.image),
         predict=lambda network, region, turn: predictor.predict(network, inputs, region, turn),
         respond=respond,
@@ -172,27 +160,14 @@ def prepare(
         output=Output(operator, correction, gaussian_kernel(0.0, 1)),
         psf=gaussian_kernel(settings.target_fwhm, stamp_size(stack, settings.target_fwhm)),
         timings=timings,
+        apart=apart,
     )
 
 
 def _fit_seed(
-    subset: ExposureStack, training: HuberFidelity, settings: CombinedSettings
-) -> tuple[_Seed, Fit]:
+    subset: ExposureStack, whole: ExposureStack, spread: float, settings: CombinedSettings
+) -> AcceleratedFit:
     """Fit ImageMM to the pixels that are not held out."""
-    spread, remainder = split_target(settings)
     operator = make_operator(subset, spread, settings.smooth_scale)
     quadratic = make_quadratic(operator, subset, settings)
-    coadd = direct_coadd(subset, DirectSettings(clip=True))
-    coefficients = start_accelerated(subset, quadratic, coadd, settings.n_start)
-    fit = fit_accelerated(training, quadratic, coefficients, settings)
-    return _Seed(quadratic, fit.coefficients, remainder), fit
-
-
-def _reject(
-    seed: _Seed, stack: ExposureStack, transform: torch.Tensor, settings: CombinedSettings
-) -> torch.Tensor:
-    """Return what of single exposures the ImageMM solution lacks."""
-    if settings.reject_sigma <= 0.0:
-        return torch.zeros_like(stack.good)
-    everything = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), settings.huber_delta)
-    return reject_outliers(seed.quadratic.operator, everything, transform, settings.reject_sigma)
+    return fit_stack(subset, quadratic, spread, settings, whole=whole)

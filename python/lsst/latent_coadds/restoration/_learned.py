@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Inputs", "LatentPredictor", "Output", "Response", "describe", "fill_data", "split_pixels")
+__all__ = ("Inputs", "LatentPredictor", "Output", "Response", "describe", "split_pixels")
 
 import dataclasses
 import math
@@ -23,12 +23,11 @@ from torch import nn
 from torch.nn import functional
 
 from ._assemble import assemble
-from ._direct import DirectCoadd, direct_coadd
+from ._direct import direct_coadd
 from ._errors import RestorationError
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
-from ._holes import fill_holes
-from ._kernels import convolve
+from ._kernels import convolve, value_at_origin
 from ._operators import ConvolutionOperator
 from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
@@ -38,7 +37,7 @@ from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
 from ._training import Training
-from ._uncertainty import Bootstrap, find_sources, smooth_variance
+from ._uncertainty import Bootstrap, smooth_variance
 
 LARGEST_EXPONENT = 16.0
 """Bound of asinh(signal / noise): a signal of four million sigma."""
@@ -213,13 +212,6 @@ def _turn_back(images: torch.Tensor, turn: int) -> torch.Tensor:
     return images.flip(-1) if turn >= 4 else images
 
 
-def fill_data(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
-    """Return exposures (T, h, w) with gaps and outliers from the coadd."""
-    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    around = torch.stack([stack.to_frame(t, filled) for t in range(stack.n_exposures)])
-    return torch.where(coadd.kept, stack.image, around)
-
-
 @dataclasses.dataclass(frozen=True)
 class Response:
     """What a restorer makes of data.
@@ -284,11 +276,25 @@ def check_not_empty(problem: TrainingProblem, quadratic: NonNegativeQuadratic, l
     Raises
     ------
     RestorationError
-        A matched filter finds sources, and the network explains the
-        exposures no better than an empty sky does.
+        A matched filter finds sources, half of none of which the network
+        explains, and it explains the exposures no better than an empty sky.
     """
     loss, loss_empty = (problem.loss(problem.training, x) for x in (latent, torch.zeros_like(latent)))
-    if loss >= loss_empty and bool(find_sources(problem.training, quadratic, threshold=6.0).any()):
+    if loss < loss_empty:
+        return
+    operator = problem.operator
+    transform = operator.transform(latent)
+    noise = value_at_origin(quadratic.curvature, operator.fft_shape).sqrt()
+    data = -evaluate(operator, problem.training, torch.zeros_like(transform))[1]
+    images = [data, quadratic.curvature * transform]
+    if problem.light is not None:
+        # Beside points may be what their PSFs are wrong by.
+        images.append(quadratic.curvature * problem.light)
+    seen, explained, *points = (operator.untransform(image) / noise for image in images)
+    lost = (seen > 6.0) & (explained < 0.5 * seen)
+    for light in points:
+        seen, lost = torch.where(light > 6.0, 0.0, seen), lost & (light <= 6.0)
+    if bool((seen > 6.0).any()) and bool(lost[seen > 6.0].all()):
         raise RestorationError(
             "The network collapsed to an empty image; try another seed or a lower learning_rate."
         )
@@ -299,7 +305,7 @@ def describe(
     quadratic: NonNegativeQuadratic,
     output: Output,
     result: Training,
-    respond: Callable[[HuberFidelity], Response],
+    respond: Callable[[HuberFidelity, torch.Tensor], Response],
     *,
     apart: PointsApart | None = None,
     spread: float,
@@ -323,7 +329,8 @@ def describe(
         What was trained.
     respond : `~collections.abc.Callable`
         Returns what the restorer, with its weights as they are, makes of the
-        data of another data term.
+        data of another data term, of whose sky the padded transform without
+        points is given.
     apart : `PointsApart`, optional
         Points that are not in the latent image.
     spread : `float`
@@ -346,9 +353,9 @@ def describe(
     image = output.narrow(corrected) + known
     bootstrap = Bootstrap(quadratic, fidelity, spread, transform, gradient, corrected, settings.target_fwhm)
     # What it knows of is the rest; its data have all.
-    bootstrap.sky = bootstrap.sky + light
+    rest, bootstrap.sky = bootstrap.sky, bootstrap.sky + light
     images = (
-        output.finish(respond(problem), problem) - known
+        output.finish(respond(problem, rest), problem) - known
         for problem in bootstrap.replicate(settings.n_realizations, generator)
     )
     realizations = bootstrap.compare(images, output.narrow, generator)

@@ -33,7 +33,7 @@ from ._training import Training, TrainingOptions, apply, train
 
 Weights = dict[str, torch.Tensor]
 ProgressCallback = Callable[[int, int, float], None]
-Respond = Callable[[nn.Module, HuberFidelity], Response]
+Respond = Callable[[nn.Module, HuberFidelity, torch.Tensor], Response]
 
 
 @dataclasses.dataclass
@@ -52,7 +52,8 @@ class Preparation:
         Returns the latent image of a region, from the network, for inputs
         turned in one of eight ways, or the mean of all.
     respond : `~collections.abc.Callable`
-        Returns what the network makes of the data of another data term.
+        Returns what the network makes of the data of another data term, of
+        whose sky the padded transform without points is given.
     spread : `float`
         FWHM of the Gaussian that the kernels of the model were divided by.
     quadratic : `NonNegativeQuadratic`
@@ -216,7 +217,7 @@ def restore_learned(
         preparation.quadratic,
         preparation.output,
         result,
-        lambda fidelity: preparation.respond(network, fidelity),
+        lambda fidelity, rest: preparation.respond(network, fidelity, rest),
         apart=preparation.apart,
         spread=preparation.spread,
         settings=settings,

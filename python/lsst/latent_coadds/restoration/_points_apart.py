@@ -18,12 +18,15 @@ import functools
 import torch
 
 from ._accelerated import find_points, local_precision
+from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._holes import fill_holes
 from ._operators import ConvolutionOperator
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
+from ._settings import DirectSettings
 from ._stack import ExposureStack
 
 
@@ -91,11 +94,19 @@ class PointsApart:
         points = find_points(stack, matched, fidelity, threshold)
         return cls(matched, points, threshold, target_fwhm)
 
-    def again(self, data: HuberFidelity) -> PointsApart:
-        """Return the points that other data of the same sky have."""
+    def again(self, data: HuberFidelity, rest: torch.Tensor) -> PointsApart:
+        """Return the points that other data of the same sky have.
+
+        Parameters
+        ----------
+        data : `HuberFidelity`
+            The data.
+        rest : `torch.Tensor`
+            Padded transform of what else is in that sky.
+        """
         if not len(self.points):
             return self
-        left = self.matched.left(evaluate(self.matched.operator, data, self.light)[1])
+        left = self.matched.left(evaluate(self.matched.operator, data, self.light + rest)[1])
         same, others = PointFinder(self.matched, self.threshold).again(left, self.points)
         return dataclasses.replace(self, points=same.join(others))
 
@@ -103,11 +114,29 @@ class PointsApart:
         """Return data without the points."""
         if not len(self.points):
             return data
-        image = data.image - predict_all(self.matched.operator, self.light)
-        return HuberFidelity(image.masked_fill(data.inverse_sigma == 0, 0.0), data.inverse_sigma, data.delta)
+        image = data.image - _predict(self.matched.operator, self.light)
+        return HuberFidelity(image, data.inverse_sigma, data.delta)
+
+    def fill(self, stack: ExposureStack) -> torch.Tensor:
+        """Return exposures (T, h, w) without the points, their gaps and outliers filled from the coadd."""
+        coadd = direct_coadd(stack, DirectSettings(clip=True))
+        if not len(self.points):
+            return _fill(stack, coadd)
+        # Outliers are those of the exposures as they are: beside a bright star more is tolerated.
+        rest = stack.without(~coadd.kept)
+        rest.image -= _predict(self.matched.operator, self.light)
+        rest.image.masked_fill_(~rest.good, 0.0)
+        return _fill(rest, direct_coadd(rest, DirectSettings()))
 
 
-def predict_all(operator: ConvolutionOperator, light: torch.Tensor) -> torch.Tensor:
+def _predict(operator: ConvolutionOperator, light: torch.Tensor) -> torch.Tensor:
     """Return all exposures (T, h, w) of a latent image (padded transform)."""
     lifted = operator.lift(light)
     return torch.cat([operator.predict(lifted, which) for which in operator.chunks()])
+
+
+def _fill(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
+    """Return exposures (T, h, w) with gaps and outliers from the coadd."""
+    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+    around = torch.stack([stack.to_frame(t, filled) for t in range(stack.n_exposures)])
+    return torch.where(coadd.kept, stack.image, around)
