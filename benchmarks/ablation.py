@@ -172,8 +172,8 @@ def make_variants(n_steps: int) -> list[Variant]:
         Variant(f"improved form from random weights, {n_steps} steps", settings=base, decisive=True),
         change("no known sources", implants=0.0, decisive=True),
         change("known sources with a weight of 30 in place of 3", implants=30.0),
-        change("no turned and mirrored crops", options(turns=1), decisive=True),
-        change("no averaging of iterates", average=0.0, decisive=True),
+        change("no turned and mirrored crops", options(turns=1)),
+        change("no averaging of iterates", average=0.0),
         change("averaging over 300 steps in place of 100", average=0.9967),
         change(
             "last step in place of that which held-out pixels like best",
@@ -193,11 +193,12 @@ def make_variants(n_steps: int) -> list[Variant]:
         change("learning rate 0.03 in place of 0.01", learning_rate=0.03),
         change("SGD with momentum at a rate of 0.1 in place of AdamW", optimizer(sgd)),
         change("crops of 192 px in place of 128", crop=192),
-        change("twice as many steps", n_iter=2 * n_steps, decisive=True),
+        change("twice as many steps", n_iter=2 * n_steps),
         Variant("improved form from stored weights, 200 steps (the default)", decisive=True),
+        Variant("– points left to the network", settings={"point_threshold": 0.0}, decisive=True),
         Variant("– 50 steps from stored weights", settings={"n_iter": 50}, decisive=True),
         Variant("– stored weights as they are", settings={"n_iter": 1, "learning_rate": 0.0}, decisive=True),
-        Variant("published form, 400 steps", settings={"form": "published", "n_iter": 400}),
+        Variant("published form, 400 steps", settings={"form": "published", "n_iter": 400}, decisive=True),
         Variant("`combined`", "combined", decisive=True),
     ]
 
@@ -285,6 +286,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--rows", nargs="*", default=[], help="only rows whose name contains one of these")
+    parser.add_argument("--decisive", action="store_true", help="only rows that decide something")
     parser.add_argument("--all-seeds", action="store_true", help="all seeds for all rows")
     parser.add_argument("--save", type=Path, help="JSON file for the raw measurements")
     arguments = parser.parse_args()
@@ -292,7 +294,8 @@ def main() -> None:
     variants = [
         v
         for v in make_variants(arguments.steps)
-        if not arguments.rows or any(r in v.name for r in arguments.rows)
+        if (not arguments.rows or any(r in v.name for r in arguments.rows))
+        and (v.decisive or not arguments.decisive)
     ]
     raw: dict[str, dict[str, Figures]] = {}
     if arguments.save and arguments.save.exists():
