@@ -28,6 +28,9 @@ _STEPS = 5
 _RELAXATION = 0.8
 """Part of a step that is made: overlapping points would overshoot."""
 
+_BRIGHT = 30.0
+"""Significance beyond which one step finds a point again."""
+
 _LARGEST_WIDTH = 2.0
 """What is wider than a point by more than this, in sigma, is no point."""
 
@@ -118,17 +121,23 @@ class PointFinder:
         """
         return self._step(left, points, self.matched.share(points)) if len(points) else points
 
-    def _step(self, left: torch.Tensor, points: PointSources, share: torch.Tensor) -> PointSources:
+    def _step(
+        self,
+        left: torch.Tensor,
+        points: PointSources,
+        share: torch.Tensor,
+        relaxation: float = _RELAXATION,
+    ) -> PointSources:
         matched = self.matched
         value, slopes = matched.values(left, points)
         bright = points.flux.clamp_min(2.0 * matched.flux_error)
         # Where a star makes its noise, its flanks know more of its place than its core.
         sure = 2.0 * share / (1.0 + share)
         x, y = (
-            p + (_RELAXATION * s / (bright * b * sure)).clamp(-0.5, 0.5)
+            p + (relaxation * s / (bright * b * sure)).clamp(-0.5, 0.5)
             for p, s, b in zip((points.x, points.y), slopes, matched.bend, strict=True)
         )
-        return PointSources(x, y, points.flux + _RELAXATION * value / (matched.precision * share))
+        return PointSources(x, y, points.flux + relaxation * value / (matched.precision * share))
 
     def prune(self, points: PointSources) -> PointSources:
         """Return candidates without those that are faint, or in the core of a brighter one."""
@@ -188,12 +197,23 @@ class PointFinder:
         """
         same = points
         if len(points):
-            same = self._step(left, points, self.matched.share(points) * _RELAXATION)
+            same = self._measure_again(left, points)
             shown = same.flux > self.threshold * self.matched.flux_errors(same)
             same = dataclasses.replace(same, flux=same.flux * shown)
         found = self.candidates(left, n_rounds=1)
         remains = self.matched.residual(left, found)
         return same, self.judge(remains, found)
+
+    def _measure_again(self, left: torch.Tensor, points: PointSources) -> PointSources:
+        """Return points as other data have them, whatever their significance."""
+        matched = self.matched
+        bright = self._step(left, points, matched.share(points), relaxation=1.0)
+        # Faint ones move so far that one step does not do; but they make no noise of their own.
+        faint = self.improve(matched.add(matched.fill(left), points), points, n_steps=_STEPS)
+        which = points.flux < _BRIGHT * matched.flux_errors(points)
+        return PointSources(
+            *(torch.where(which, getattr(faint, n), getattr(bright, n)) for n in ("x", "y", "flux"))
+        )
 
 
 def _close(points: PointSources, distance: float) -> torch.Tensor:

@@ -24,6 +24,9 @@ from ._proximal import NonNegativeQuadratic
 _TAPS = 5
 """Half-width in pixels of the kernel that puts a point between pixels."""
 
+_LEAST_FILLED = 0.1
+"""Share of the weight up to which masked pixels are made up for."""
+
 _LEAST_COVERAGE = 1e-3
 """Share of the weight below which there are no data."""
 
@@ -207,6 +210,17 @@ class MatchedFilter:
             return height
         share = self.coverage.clamp(0.0, 1.0)
         return torch.where(share > _LEAST_COVERAGE, height * share.sqrt(), 0.0)
+
+    def fill(self, left: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of what is left as it would be without masked pixels."""
+        if self.coverage is None:
+            return left
+        share = self.coverage.clamp(_LEAST_FILLED, 1.0)
+        return self.operator.transform(self.operator.untransform(left) / share)
+
+    def add(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
+        """Return the padded transform of filtered data with points more."""
+        return signal + self._response * self._place(points)
 
     def residual(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return the padded transform of filtered data without points."""

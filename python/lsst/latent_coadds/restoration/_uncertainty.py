@@ -13,6 +13,7 @@ from __future__ import annotations
 
 __all__ = ("Bootstrap", "find_sources", "grow_flags", "replicate", "smooth_variance")
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
@@ -49,6 +50,9 @@ pixel, and from one noise, to the other. Found with `benchmarks/coverage.py`.
 
 _DEPTH = 1.5
 """What is taken out of the mean of these truths, in units of what they lost."""
+
+_WIDE, _NARROW = 10.0, 2.5
+"""FWHM (px) over which the squares of realizations are averaged, in the sky and on sources."""
 
 _START_DAMPING = 0.1
 """Damping of the linear deconvolution that everything fainter starts from."""
@@ -308,13 +312,19 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
     """
     square = (realizations**2).mean(dim=0)
     ones = torch.ones_like(square)
-    wide, narrow = (
-        convolve(square, kernel) / convolve(ones, kernel).clamp_min(1e-6)
-        for kernel in (gaussian_kernel(10.0, 31), gaussian_kernel(2.5, 9))
-    )
-    wide = wide.clamp_min(1e-30)
+    wide = _average(square, ones, _WIDE)
     bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
+    # The errors of sources are no noise of the sky between them.
+    sky = 1.0 - grow_flags(bright)
+    wide = _average(square, sky + 0.01, _WIDE)
+    narrow = _average(square, ones, _NARROW)
     return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
+
+
+def _average(square: torch.Tensor, weight: torch.Tensor, fwhm: float) -> torch.Tensor:
+    """Return the weighted mean (H, W) over neighbours."""
+    kernel = gaussian_kernel(fwhm, 2 * math.ceil(1.5 * fwhm) + 1)
+    return (convolve(square * weight, kernel) / convolve(weight, kernel).clamp_min(1e-9)).clamp_min(1e-30)
 
 
 def grow_flags(flags: torch.Tensor, by: int = 3) -> torch.Tensor:
