@@ -94,7 +94,7 @@ def restore_window(
     scene: StreamedScene, window: Window, halo: int, arguments: argparse.Namespace, settings: dict[str, Any]
 ) -> tuple[Restoration, tuple[slice, slice], float, float]:
     """Restore a window; return also its slices in the result, and times."""
-    outer = window.padded(halo)
+    outer = window.padded(halo).snapped(2)
     start = time.perf_counter()
     stack = scene.stack(outer)
     drawn = time.perf_counter()

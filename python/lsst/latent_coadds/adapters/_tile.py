@@ -77,7 +77,8 @@ class Tile:
     inner : `lsst.images.Box`
         Pixels that the tile is to fill.
     outer : `lsst.images.Box`
-        ``inner`` and a halo around it: the grid of the latent image.
+        ``inner`` and a halo around it, from an even pixel on: the grid of the
+        latent image.
     stack : `lsst.latent_coadds.restoration.ExposureStack`
         The exposures.
     members : `tuple` [`int`]
@@ -176,7 +177,7 @@ def stack_tile(
     tile : `Tile` or `None`
         The stack, or `None` where no exposure has a good pixel.
     """
-    outer = inner.padded(halo)
+    outer = to_box(to_window(inner).padded(halo).snapped(2))
     take = _cut_out if native else _register
     pieces = []
     for member, exposure in enumerate(exposures):

@@ -46,8 +46,14 @@ from ._uncertainty import grow_flags
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
 
-_ROUNDS = 4
-"""Steps of points with an exact gradient of the data term."""
+_ROUNDS = 12
+"""Largest number of steps of points with an exact gradient of the data term."""
+
+_SETTLED = 0.003
+"""Largest step, in units of the errors of places and fluxes, with which points have settled."""
+
+_AROUND = 8
+"""How far (px) from where points and prices change the latent image may."""
 
 _LEAST_SEEN = 0.3
 """Share of the exposures that must have data on a point."""
@@ -176,10 +182,23 @@ def fit_stack(
         quadratic = quadratic.with_price(price)
         fidelity = _data_term(subtract_light(stack, operator, light), settings).without(rejected)
         watch = None if held_out is None else held_out(light, rejected)
-        fit = fit.then(
-            fit_accelerated(fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace)
+        following = fit_accelerated(
+            fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace
         )
+        fit = fit.then(_change_near(following, fit, near, fidelity, quadratic))
     return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
+
+
+def _change_near(
+    following: Fit, before: Fit, near: torch.Tensor, fidelity: HuberFidelity, quadratic: NonNegativeQuadratic
+) -> Fit:
+    """Return a fit that went on, but only near some places: others had been done before."""
+    near = grow_flags(near, _AROUND)
+    coefficients = quadratic.select(following.coefficients, near)
+    coefficients += quadratic.select(before.coefficients, 1.0 - near)
+    transform = quadratic.combine(coefficients)
+    gradient = evaluate(quadratic.operator, fidelity, transform)[1]
+    return dataclasses.replace(following, coefficients=coefficients, transform=transform, gradient=gradient)
 
 
 def _data_term(stack: ExposureStack, settings: ImageMMSettings) -> HuberFidelity:
@@ -250,13 +269,21 @@ def _back_project_filled(
 def _fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
     """Return those candidates that are points, as the exposures themselves have them."""
     matched = finder.matched
-    for k in range(_ROUNDS + 1 if len(points) else 0):
-        left = matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1])
-        if k == _ROUNDS:
-            return finder.judge(left, points)
+    # With a robust loss nearly all pixels of a bright star would count as outliers, for its place
+    # or its PSF is off by more than their noise. Outliers proper have been left out.
+    square = HuberFidelity(fidelity.image, fidelity.inverse_sigma, math.inf)
+    for _ in range(_ROUNDS if len(points) else 0):
+        before = points
+        left = matched.left(evaluate(matched.operator, square, matched.light(points))[1])
+        points = finder.step(left, points)
+        step = matched.distance(before, points)
         # What the model in gaps and outliers pretended goes.
-        points = finder.prune(finder.step(left, points))
-    return points
+        points = finder.prune(points)
+        if step < _SETTLED:
+            break
+    if not len(points):
+        return points
+    return finder.judge(matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1]), points)
 
 
 def local_precision(

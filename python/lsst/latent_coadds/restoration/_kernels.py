@@ -125,7 +125,9 @@ def value_at_origin(transform: torch.Tensor, shape: tuple[int, int]) -> torch.Te
     return torch.fft.irfft2(transform, s=shape)[0, 0]
 
 
-def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 0.01) -> torch.Tensor:
+def matching_kernels(
+    psf: torch.Tensor, fwhm: float, *, regularisation: float = 0.01, reference: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return kernels that turn a Gaussian of width ``fwhm`` into each PSF.
 
     Parameters
@@ -137,6 +139,8 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
     regularisation : `float`, optional
         Amplitude of the target's transform (1 at zero frequency) below which
         the division is damped.
+    reference : `torch.Tensor`, shape (T, J), optional
+        Terms of the kernels that are normalised; by default the first ones.
 
     Returns
     -------
@@ -165,7 +169,10 @@ def matching_kernels(psf: torch.Tensor, fwhm: float, *, regularisation: float = 
     quotient = torch.roll(quotient, (half, half), dims=(-2, -1))[..., :size, :size] * window
     before, after = (a.sum(dim=(-2, -1), keepdim=True) for a in (stamps, quotient))
     if psf.ndim == 4:
-        before, after = before[:, :1], after[:, :1]
+        share = torch.eye(psf.shape[1])[:1] if reference is None else reference
+        before, after = (
+            (share.to(a)[:, :, None, None] * a).sum(dim=1, keepdim=True) for a in (before, after)
+        )
     return quotient * (before / after)
 
 

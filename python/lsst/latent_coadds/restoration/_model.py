@@ -62,7 +62,7 @@ def make_operator(stack: ExposureStack, spread: float, scale: float) -> Convolut
     scale : `float`
         Largest scale of the latent image's components.
     """
-    kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
+    kernels = matching_kernels(stack.psf, spread, reference=stack.reference_terms).to(stack.image.dtype)
     margin = min(stack.psf.shape[-1] // 2, 16)
     return ConvolutionOperator(
         kernels,

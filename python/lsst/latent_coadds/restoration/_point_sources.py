@@ -163,6 +163,14 @@ class MatchedFilter:
         flux = points.flux.clamp_min(self.flux_error) * self.share(points).sqrt()
         return tuple(1.0 / (flux * math.sqrt(bend)) for bend in self.bend)  # type: ignore[return-value]
 
+    def distance(self, before: PointSources, after: PointSources) -> float:
+        """Return by how much points have moved at most, in units of the errors of places and fluxes."""
+        if not len(after):
+            return 0.0
+        errors = (*self.place_error(after), self.flux_errors(after))
+        moves = (after.x - before.x, after.y - before.y, after.flux - before.flux)
+        return max(float((m.abs() / e).max()) for m, e in zip(moves, errors, strict=True))
+
     def render(self, points: PointSources, fwhm: float, widening: torch.Tensor | None = None) -> torch.Tensor:
         """Return the image (H, W) of points at a Gaussian PSF.
 

@@ -53,6 +53,17 @@ class Window:
         """Return the window with ``width`` pixels more on each side."""
         return Window(self.y_start - width, self.y_stop + width, self.x_start - width, self.x_stop + width)
 
+    def snapped(self, step: int) -> Window:
+        """Return the smallest window that holds this one and starts at multiples of ``step``.
+
+        Fine grids that are 3/2 or 5/2 times as dense as pixels, where native
+        exposures are sampled, are the same for all windows that start at even
+        pixels.
+        """
+        return dataclasses.replace(
+            self, y_start=self.y_start // step * step, x_start=self.x_start // step * step
+        )
+
     def within(self, other: Window) -> tuple[slice, slice]:
         """Return the slices of an array over ``other`` that hold this window."""
         return (
