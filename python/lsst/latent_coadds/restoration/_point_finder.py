@@ -28,8 +28,8 @@ _STEPS = 5
 _RELAXATION = 0.8
 """Part of a step that is made: overlapping points would overshoot."""
 
-_BRIGHT = 30.0
-"""Significance beyond which one step finds a point again."""
+_QUIET = 0.5
+"""Share of the weight above which a point makes no noise of its own to speak of."""
 
 _LARGEST_WIDTH = 2.0
 """What is wider than a point by more than this, in sigma, is no point."""
@@ -210,7 +210,7 @@ class PointFinder:
         bright = self._step(left, points, matched.share(points), relaxation=1.0)
         # Faint ones move so far that one step does not do; but they make no noise of their own.
         faint = self.improve(matched.add(matched.fill(left), points), points, n_steps=_STEPS)
-        which = points.flux < _BRIGHT * matched.flux_errors(points)
+        which = matched.share(points) > _QUIET
         return PointSources(
             *(torch.where(which, getattr(faint, n), getattr(bright, n)) for n in ("x", "y", "flux"))
         )
