@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Bootstrap", "find_sources", "grow_flags", "replicate", "smooth_variance")
+__all__ = ("Bootstrap", "grow_flags", "replicate", "smooth_variance")
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +20,7 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
-from ._kernels import convolve, gaussian_kernel, value_at_origin
+from ._kernels import convolve, gaussian_kernel
 from ._operators import ConvolutionOperator
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
@@ -280,17 +280,6 @@ def replicate(
             noise = torch.randn(sigma[which].shape, generator=generator, dtype=sigma.dtype)
             data[which] = operator.predict(lifted, which) + noise.to(sigma.device) * sigma[which]
         yield HuberFidelity(data, fidelity.inverse_sigma, fidelity.delta)
-
-
-def find_sources(
-    fidelity: HuberFidelity, quadratic: NonNegativeQuadratic, *, threshold: float = 4.0, grow: int = 3
-) -> torch.Tensor:
-    """Return where (latent shape) a matched filter finds something."""
-    operator = quadratic.operator
-    sky = torch.zeros_like(operator.transform(quadratic.curvature.new_zeros(operator.latent_shape)))
-    signal = -operator.untransform(evaluate(operator, fidelity, sky)[1])
-    noise = value_at_origin(quadratic.curvature, operator.fft_shape).sqrt()
-    return grow_flags((signal > threshold * noise).to(signal.dtype), grow)
 
 
 def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
