@@ -146,7 +146,7 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     n_block: int = _setting(
-        20,
+        40,
         "Accelerated form: updates between two looks at the tolerance, so that tiles which overlap make the "
         "same number of updates and agree; 1 looks after each.",
         min=1,
