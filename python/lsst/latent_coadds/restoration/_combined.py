@@ -70,7 +70,7 @@ def restore_combined(
     The network is that of AstroClearNet; it adds to the ImageMM solution in
     the asinh domain, where its last layer starts at zero. Training ends when
     held-out pixels no longer gain, which may be at once: then the result is
-    that of ImageMM.
+    that of ImageMM. The points of ImageMM are no part of what the network sees.
     """
     return restore_learned(
         stack,
