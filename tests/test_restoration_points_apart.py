@@ -26,7 +26,7 @@ from lsst.latent_coadds.restoration import (
     gaussian_kernel,
     restore,
 )
-from lsst.latent_coadds.restoration._learned import check_not_empty
+from lsst.latent_coadds.restoration._collapse import check_not_empty
 from lsst.latent_coadds.restoration._problem import TrainingProblem
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 

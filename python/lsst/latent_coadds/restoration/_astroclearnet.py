@@ -75,8 +75,9 @@ def restore_astroclearnet(
     minimise the Huber loss of that image, seen through the PSFs, against the
     same exposures. In the improved form point sources are taken out of the
     exposures first, and put into the result (see `PointsApart`). A part of
-    the pixels is held out; the weights that they like best are kept. Noise realizations are outputs for perturbed data with
-    the weights as they are: the scatter of the training itself is not in them.
+    the pixels is held out; the weights that they like best are kept. Noise
+    realizations are outputs for perturbed data with the weights as they are:
+    the scatter of the training itself is not in them.
     """
     options = training_options(settings)
     return restore_learned(

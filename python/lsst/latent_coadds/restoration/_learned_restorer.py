@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from ._collapse import check_not_empty
 from ._fidelity import HuberFidelity
-from ._learned import Output, Response, check_not_empty, describe
+from ._learned import Output, Response, describe
 from ._member import Member, Twin
 from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
