@@ -25,6 +25,9 @@ _CLOSEST = 3
 _STEPS = 5
 """Times that positions and fluxes are improved together in a round."""
 
+_CHUNK = 1024
+"""Points whose neighbours are looked for at a time."""
+
 _RELAXATION = 0.8
 """Part of a step that is made: overlapping points would overshoot."""
 
@@ -142,9 +145,7 @@ class PointFinder:
     def prune(self, points: PointSources) -> PointSources:
         """Return candidates without those that are faint, or in the core of a brighter one."""
         bright = points.flux > self.threshold * self.matched.flux_errors(points)
-        brighter = _SHADOW * points.flux[None, :] > points.flux[:, None]
-        shadowed = (_close(points, 0.5 * self.matched.resolution) & brighter).any(dim=1)
-        return points.select(bright & ~shadowed)
+        return points.select(bright & ~_has_neighbour(points, 0.5 * self.matched.resolution, _SHADOW))
 
     def judge(self, left: torch.Tensor, points: PointSources) -> PointSources:
         """Return those candidates that are points as far as noise lets one tell.
@@ -174,8 +175,7 @@ class PointFinder:
             strength > self.threshold - 0.5
         )
         wide = matched.width(left, points) > _LARGEST_WIDTH + suspicion
-        beside = _close(points, matched.resolution)
-        blended = (beside & (points.flux[None, :] > _SUSPICION * points.flux[:, None])).any(dim=1)
+        blended = _has_neighbour(points, matched.resolution, 1.0 / _SUSPICION)
         return points.select(good & ~wide & ~blended)
 
     def again(self, left: torch.Tensor, points: PointSources) -> tuple[PointSources, PointSources]:
@@ -216,7 +216,15 @@ class PointFinder:
         )
 
 
-def _close(points: PointSources, distance: float) -> torch.Tensor:
-    """Return which points (n, n) are neighbours."""
+def _has_neighbour(points: PointSources, distance: float, factor: float) -> torch.Tensor:
+    """Return whether (n,) a point is within a distance of another that is brighter, times a factor."""
     places = torch.stack([points.x, points.y], dim=1)
-    return (torch.cdist(places, places) < distance).fill_diagonal_(False)
+    found = torch.zeros_like(points.flux, dtype=torch.bool)
+    every = torch.arange(len(points), device=found.device)
+    # Crowded fields have thousands of points, and not the memory for all pairs at once.
+    for which in every.split(_CHUNK):
+        near = torch.cdist(places[which], places) < distance
+        near &= every[None] != which[:, None]
+        near &= factor * points.flux[None] > points.flux[which, None]
+        found[which] = near.any(dim=1)
+    return found
