@@ -205,15 +205,24 @@ def fit_accelerated(
         plain = quadratic.solve(accepted, gradient, n_steps, damping=damping, transform=transform)
         beta, following = momentum(t)
         candidate = torch.add(plain, plain - previous, alpha=beta).clamp_min_(0.0)
-        trial = quadratic.combine(candidate)
-        value, slope = evaluate(operator, fidelity, trial)
-        value += quadratic.penalty(candidate)
+        for attempt in range(3):
+            trial = quadratic.combine(candidate)
+            value, slope = evaluate(operator, fidelity, trial)
+            value += quadratic.penalty(candidate)
+            if value <= objective or beta == 0.0:
+                break
+            if attempt == 0:
+                # Without momentum where that has gone uphill, and if that does not do, anywhere.
+                uphill = quadratic.slope(slope) * (candidate - plain) > 0.0
+                candidate = torch.where(uphill, plain, candidate)
+            else:
+                candidate = plain
         if value <= objective:
             accepted, transform, objective, gradient = candidate, trial, value, slope
             previous, t = plain, following
         else:
-            # Back to the accepted point: without momentum, then with smaller steps.
-            damping = damping if beta > 0.0 else 2.0 * damping
+            # Back to the accepted point, with smaller steps.
+            damping *= 2.0
             previous, t = accepted, 1.0
         monitor.record(iteration, objective, (accepted, transform, gradient))
         if damping > 1e6:

@@ -273,6 +273,10 @@ class NonNegativeQuadratic:
         other._prices[first.part] = (first.noise * price).reshape(-1)
         return other
 
+    def slope(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the derivative (N,) of data term and price, from the padded transform of a gradient."""
+        return self._project(gradient).add_(self._prices)
+
     def solve(
         self,
         z: torch.Tensor,
@@ -315,7 +319,7 @@ class NonNegativeQuadratic:
         """
         curvature = self._complex if damping == 1.0 else damping * self._complex
         balance = None if constant else self._balance
-        slope = self._project(gradient).add_(self._prices)
+        slope = self.slope(gradient)
         if balance is not None:
             z, slope, transform = z * balance, slope.div_(balance), None
         curved = self._project(curvature * (self.combine(z) if transform is None else transform))
