@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = (
     "AcceleratedFit",
+    "fill_exposures",
     "find_points",
     "fit_stack",
     "local_precision",
@@ -34,6 +35,7 @@ from ._frames import flags_to_latent
 from ._holes import fill_holes
 from ._kernels import value_at_origin
 from ._operators import ConvolutionOperator
+from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
@@ -41,7 +43,6 @@ from ._rejection import reject_outliers
 from ._residual import SourceDiscs, covered_weight
 from ._settings import DirectSettings, ImageMMSettings
 from ._stack import ExposureStack
-from ._uncertainty import grow_flags
 
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
@@ -193,7 +194,7 @@ def _change_near(
     following: Fit, before: Fit, near: torch.Tensor, fidelity: HuberFidelity, quadratic: NonNegativeQuadratic
 ) -> Fit:
     """Return a fit that went on, but only near some places: others had been done before."""
-    near = grow_flags(near, _AROUND)
+    near = local_maximum(near, _AROUND)
     coefficients = quadratic.select(following.coefficients, near)
     coefficients += quadratic.select(before.coefficients, 1.0 - near)
     transform = quadratic.combine(coefficients)
@@ -247,21 +248,31 @@ def find_points(
     if signal is None:
         coadd = direct_coadd(stack, DirectSettings(clip=True))
         fidelity = fidelity.without(~coadd.kept)
-        gradient = -_back_project_filled(stack, matched.operator, coadd)
+        filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+        gradient = _filled_gradient(stack, matched.operator, coadd, filled)
         signal = matched.signal(torch.zeros_like(gradient), gradient)
     return _fit_points(finder, fidelity, finder.candidates(signal))
 
 
-def _back_project_filled(
-    stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd
+def _filled_gradient(
+    stack: ExposureStack,
+    operator: ConvolutionOperator,
+    coadd: DirectCoadd,
+    filled: torch.Tensor,
+    transform: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the padded transform of all data, with the coadd in gaps and outliers."""
-    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
+    """Return the padded transform of the gradient at a latent image, by default nothing.
+
+    The data have the coadd in gaps and outliers, and each exposure has one weight.
+    """
     weights = stack.exposure_weights()
+    lifted = None if transform is None else operator.lift(transform)
     total: torch.Tensor | None = None
     for which in operator.chunks():
-        data = weights[which, None, None] * _fill(stack, coadd, filled, which)
-        total = operator.back_project(data, which, into=total)
+        residual = -fill_exposures(stack, coadd, filled, which)
+        if lifted is not None:
+            residual += operator.predict(lifted, which)
+        total = operator.back_project(weights[which, None, None] * residual, which, into=total)
     assert total is not None
     return operator.lower(total)
 
@@ -339,7 +350,7 @@ def _surroundings(operator: ConvolutionOperator, found: torch.Tensor, resolution
     flags = torch.stack([flags_to_latent(frames, t, plane) for t, plane in enumerate(found)]).any(dim=0)
     by = 2 * math.ceil(resolution)
     padded = torch.nn.functional.pad(flags.to(torch.float32), 4 * [operator.margin])
-    return grow_flags(padded, by)
+    return local_maximum(padded, by)
 
 
 def start_accelerated(
@@ -351,20 +362,33 @@ def start_accelerated(
     brings all but the last details.
     """
     operator = quadratic.operator
-    weights = stack.exposure_weights()
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
     coefficients = quadratic.divide(operator.extend(filled).clamp_min_(0.0))
     transform = quadratic.combine(coefficients)
-    lifted = operator.lift(transform)
-    total = torch.zeros_like(lifted)
-    for which in operator.chunks():
-        residual = operator.predict(lifted, which) - _fill(stack, coadd, filled, which)
-        operator.back_project(weights[which, None, None] * residual, which, into=total)
-    gradient = operator.lower(total)
+    gradient = _filled_gradient(stack, operator, coadd, filled, transform)
     return quadratic.solve(coefficients, gradient, n_steps, transform=transform, constant=True)
 
 
-def _fill(stack: ExposureStack, coadd: DirectCoadd, filled: torch.Tensor, which: slice) -> torch.Tensor:
-    """Return exposures ``which`` with the coadd where it left them out."""
+def fill_exposures(
+    stack: ExposureStack, coadd: DirectCoadd, filled: torch.Tensor, which: slice
+) -> torch.Tensor:
+    """Return exposures with a coadd where that left them out.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+    coadd : `DirectCoadd`
+        Their coadd.
+    filled : `torch.Tensor`, shape (H, W)
+        Its image, without holes.
+    which : `slice`
+        The exposures to return.
+
+    Returns
+    -------
+    data : `torch.Tensor`, shape (n, h, w)
+        The exposures.
+    """
     around = torch.stack([stack.to_frame(t, filled) for t in range(which.start, which.stop)])
     return torch.where(coadd.kept[which], stack.image[which], around)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 import torch
 
 from ._assemble import assemble
+from ._peaks import local_maximum
 from ._restoration import Restoration
 from ._settings import DirectSettings
 from ._stack import ExposureStack
@@ -107,7 +108,7 @@ def find_outliers(stack: ExposureStack, n_sigma: float) -> torch.Tensor:
     """
     missing = torch.full((), torch.nan, dtype=stack.image.dtype, device=stack.image.device)
     median = torch.nanmedian(torch.where(stack.good, stack.image, missing), dim=0).values.nan_to_num(0.0)
-    peak = torch.nn.functional.max_pool2d(median[None, None], 5, stride=1, padding=2)[0, 0].clamp_min(0.0)
+    peak = local_maximum(median, 2).clamp_min(0.0)
     sigma = torch.where(stack.good, stack.variance, torch.zeros_like(stack.variance)).sqrt()
     outliers = (stack.image - median).abs() > n_sigma * sigma + peak
     return outliers & stack.good & (stack.n_image >= 3)

@@ -17,6 +17,7 @@ import math
 import torch
 
 from ._kernels import convolve, gaussian_kernel
+from ._peaks import local_maximum
 
 
 def fill_holes(
@@ -63,8 +64,7 @@ def _stars_behind(
     power = convolve(weight, mirrored**2).clamp_min(1e-3 * float((psf**2).sum()))
     product = convolve(image, mirrored)
     quality = product / (power * variance).sqrt()
-    window = 2 * math.ceil(psf.shape[-1] / 4) + 1
-    peak = torch.nn.functional.max_pool2d(quality[None, None], window, stride=1, padding=window // 2)[0, 0]
+    peak = local_maximum(quality, math.ceil(psf.shape[-1] / 4))
     chosen = (weight == 0) & (quality == peak) & (quality > significance)
     amplitude = product / power
     impulses = torch.zeros_like(image)

@@ -19,11 +19,12 @@ import torch
 from ._accelerated import AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import PointSources
 from ._residual import ResidualCorrection, SourceDiscs, covered_weight
 from ._settings import ImageMMSettings
-from ._uncertainty import grow_flags, replicate
+from ._uncertainty import GROWTH, replicate
 
 _THRESHOLD = 4.0
 """Where the matched filter finds more than this, in sigma, besides the points, is structure."""
@@ -72,7 +73,9 @@ class PointBootstrap:
         self._discs = SourceDiscs(self._quadratic, covered_weight(self._quadratic, self._fidelity))
         self._start = ResidualCorrection(self._quadratic, spread, _START_DAMPING)
         signal = self._matched.signal(solution.fit.transform, solution.fit.gradient)
-        self.structure = grow_flags((self._matched.significance(signal) > _THRESHOLD).to(signal.real))
+        self.structure = local_maximum(
+            (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
+        )
         self._broad = operator.transform(operator.untransform(corrected) * self.structure)
         self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
         self.sky = self._matched.light(self._points) + self._broad

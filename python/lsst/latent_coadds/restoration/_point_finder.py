@@ -16,7 +16,7 @@ import dataclasses
 
 import torch
 
-from ._peaks import detect_peaks
+from ._peaks import detect_peaks, local_maximum
 from ._point_sources import MatchedFilter, PointSources
 
 _CLOSEST = 3
@@ -167,8 +167,7 @@ class PointFinder:
         if not len(points):
             return points
         matched = self.matched
-        around = matched.deviation(left).abs()
-        around = torch.nn.functional.max_pool2d(around[None, None], 9, stride=1, padding=4)[0, 0]
+        around = local_maximum(matched.deviation(left).abs(), 4)
         strength = points.flux / matched.flux_errors(points)
         suspicion = _SUSPICION * strength.clamp_min(0.0)
         good = (matched.at(around, points) < _LARGEST_RESIDUAL + suspicion) & (

@@ -17,12 +17,11 @@ import functools
 
 import torch
 
-from ._accelerated import find_points, local_precision
+from ._accelerated import fill_exposures, find_points, local_precision, subtract_light
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._holes import fill_holes
-from ._operators import ConvolutionOperator
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
@@ -114,8 +113,10 @@ class PointsApart:
         """Return data without the points."""
         if not len(self.points):
             return data
-        image = data.image - _predict(self.matched.operator, self.light)
-        return HuberFidelity(image, data.inverse_sigma, data.delta)
+        operator = self.matched.operator
+        lifted = operator.lift(self.light)
+        model = torch.cat([operator.predict(lifted, which) for which in operator.chunks()])
+        return HuberFidelity(data.image - model, data.inverse_sigma, data.delta)
 
     def fill(self, stack: ExposureStack) -> torch.Tensor:
         """Return exposures (T, h, w) without the points, their gaps and outliers filled from the coadd."""
@@ -123,20 +124,11 @@ class PointsApart:
         if not len(self.points):
             return _fill(stack, coadd)
         # Outliers are those of the exposures as they are: beside a bright star more is tolerated.
-        rest = stack.without(~coadd.kept)
-        rest.image -= _predict(self.matched.operator, self.light)
-        rest.image.masked_fill_(~rest.good, 0.0)
+        rest = subtract_light(stack.without(~coadd.kept), self.matched.operator, self.light)
         return _fill(rest, direct_coadd(rest, DirectSettings()))
 
 
-def _predict(operator: ConvolutionOperator, light: torch.Tensor) -> torch.Tensor:
-    """Return all exposures (T, h, w) of a latent image (padded transform)."""
-    lifted = operator.lift(light)
-    return torch.cat([operator.predict(lifted, which) for which in operator.chunks()])
-
-
 def _fill(stack: ExposureStack, coadd: DirectCoadd) -> torch.Tensor:
-    """Return exposures (T, h, w) with gaps and outliers from the coadd."""
+    """Return all exposures (T, h, w) with gaps and outliers from the coadd."""
     filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    around = torch.stack([stack.to_frame(t, filled) for t in range(stack.n_exposures)])
-    return torch.where(coadd.kept, stack.image, around)
+    return fill_exposures(stack, coadd, filled, slice(0, stack.n_exposures))

@@ -18,6 +18,7 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
+from ._peaks import local_maximum
 from ._proximal import NonNegativeQuadratic
 
 _SIGNIFICANCE = (2.0, 3.0)
@@ -163,7 +164,7 @@ class SourceDiscs:
             1 around sources, 0 far from them.
         """
         data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
-        highest = torch.nn.functional.max_pool2d(data[None, None], 3, stride=1, padding=1)[0, 0]
+        highest = local_maximum(data, 1)
         peaks = torch.where(data >= highest, _smooth_step(data, *significance), torch.zeros_like(data))
         return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
 

@@ -20,7 +20,7 @@ import torch
 
 from ._direct import direct_coadd
 from ._model import make_operator
-from ._peaks import detect_peaks
+from ._peaks import detect_peaks, local_maximum
 from ._settings import DirectSettings
 from ._stack import ExposureStack
 
@@ -175,9 +175,7 @@ def _free_places(
         for first, n in zip(start, significance.image.shape, strict=True)
     )
     places = torch.cartesian_prod(rows, columns).to(significance.image.device)
-    near = torch.nn.functional.max_pool2d(
-        significance.image[None, None], pitch + 1, stride=1, padding=pitch // 2
-    )[0, 0]
+    near = local_maximum(significance.image, pitch // 2)
     free = (near < threshold) & torch.isfinite(significance.flux_error)
     places = places[free[places[:, 0], places[:, 1]]]
     order = torch.randperm(len(places), generator=generator).to(places.device)

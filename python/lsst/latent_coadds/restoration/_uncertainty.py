@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Bootstrap", "grow_flags", "replicate", "smooth_variance")
+__all__ = ("GROWTH", "Bootstrap", "replicate", "smooth_variance")
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,7 @@ from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._kernels import convolve, gaussian_kernel
 from ._operators import ConvolutionOperator
+from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
@@ -53,6 +54,9 @@ _DEPTH = 1.5
 
 _WIDE, _NARROW = 10.0, 2.5
 """FWHM (px) over which the squares of realizations are averaged, in the sky and on sources."""
+
+GROWTH = 3
+"""Pixels by which what a matched filter finds, or what is bright, spreads."""
 
 _START_DAMPING = 0.1
 """Damping of the linear deconvolution that everything fainter starts from."""
@@ -117,7 +121,7 @@ class Bootstrap:
         for _ in range(_ROUNDS):
             # What is partly a point is structure altogether, or its light would count twice.
             left = self._matched.significance(self._matched.residual(signal, points))
-            self.structure = grow_flags((left > _THRESHOLD).to(left))
+            self.structure = local_maximum((left > _THRESHOLD).to(left), GROWTH)
             points = points.select(self._matched.at(self.structure, points) == 0.0)
         self.bright = points.select(points.flux > _KNOWN * self._matched.flux_error)
         self._broad = operator.transform(operator.untransform(corrected) * self.structure)
@@ -304,7 +308,7 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
     wide = _average(square, ones, _WIDE)
     bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
     # The errors of sources are no noise of the sky between them.
-    sky = 1.0 - grow_flags(bright)
+    sky = 1.0 - local_maximum(bright, GROWTH)
     wide = _average(square, sky + 0.01, _WIDE)
     narrow = _average(square, ones, _NARROW)
     return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
@@ -314,8 +318,3 @@ def _average(square: torch.Tensor, weight: torch.Tensor, fwhm: float) -> torch.T
     """Return the weighted mean (H, W) over neighbours."""
     kernel = gaussian_kernel(fwhm, 2 * math.ceil(1.5 * fwhm) + 1)
     return (convolve(square * weight, kernel) / convolve(weight, kernel).clamp_min(1e-9)).clamp_min(1e-30)
-
-
-def grow_flags(flags: torch.Tensor, by: int = 3) -> torch.Tensor:
-    """Return flags (h, w), 0 or 1, that spread over their neighbours."""
-    return torch.nn.functional.max_pool2d(flags[None, None], 2 * by + 1, stride=1, padding=by)[0, 0]
