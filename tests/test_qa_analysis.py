@@ -141,6 +141,21 @@ def test_detections_are_those_of_another_program() -> None:
     np.testing.assert_allclose(holes.flux, found.flux)
 
 
+def test_flux_of_a_detection_does_not_depend_on_its_place_in_a_pixel() -> None:
+    image = np.zeros((60, 100))
+    places = [(15.0, 15.0), (40.5, 15.0), (65.3, 15.4), (15.5, 40.5), (40.25, 40.0), (65.5, 40.2)]
+    for x, y in places:
+        psf = galsim.Gaussian(fwhm=2.0, flux=100.0)
+        # Positions count from the middle of the first pixel.
+        image += psf.drawImage(
+            nx=100, ny=60, scale=1.0, method="no_pixel", offset=(x - 49.5, y - 29.5), dtype=float
+        ).array
+    found = detect_sources(image, draw_kernel(2.0), np.ones(image.shape), threshold=95.0)
+    index = match_positions(found.x, found.y, *np.array(places).T, 0.05)
+    assert sorted(index) == list(range(len(places)))
+    np.testing.assert_allclose(found.flux, 100.0, rtol=0.02)
+
+
 def test_isolated_detections() -> None:
     coadd = Coadd(3.5)
     psf = coadd.kernel(0, 0)

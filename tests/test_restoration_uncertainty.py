@@ -10,6 +10,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -28,6 +30,7 @@ from lsst.latent_coadds.restoration._point_finder import PointFinder
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._student import student_quantile
+from lsst.latent_coadds.restoration._uncertainty import smooth_variance
 
 SIZE = 96
 
@@ -172,3 +175,22 @@ def test_realizations_of_a_restoration_predict_its_aperture_fluxes() -> None:
             widths.append(interval.error)
     assert np.mean(misses) < 0.2
     assert 0.5 < np.median(widths) / 1.4 < 2.0
+
+
+def test_variance_of_a_sky_of_specks_is_as_even_as_the_exposures() -> None:
+    generator = torch.Generator().manual_seed(4)
+    shape = (4, 240, 240)
+    # Noise that is zero nearly everywhere, twice as large where half of the exposures are missing.
+    specks = (torch.rand(shape, generator=generator) < 0.003) * torch.randn(shape, generator=generator)
+    precision = torch.ones(shape[1:])
+    precision[:, 120:] = 0.25
+    noise = specks / precision.sqrt()
+    image = torch.zeros(shape[1:])
+    image[60:63, 60:63] = 10.0
+    noise[:, 60:63, 60:63] = torch.randn((4, 3, 3), generator=generator)
+    sigma = smooth_variance(noise, image, precision).sqrt()
+    empty = torch.ones(shape[1:], dtype=torch.bool)
+    empty[50:73, 50:73] = False
+    truth = math.sqrt(0.003) / precision.sqrt()
+    assert float((sigma / truth - 1.0)[empty].abs().max()) < 0.15
+    assert 0.5 < float(sigma[61, 61]) < 1.5

@@ -170,23 +170,29 @@ def detect_sources(
     Returns
     -------
     detections : `Detections`
-        In the order of falling significance. The position is that of the
-        parabolas through the peak and its neighbours; holes have a positive
+        In the order of falling significance. Place and height are those of
+        the Gaussian through the peak and its neighbours; holes have a positive
         flux.
+
+    Notes
+    -----
+    Between pixels, the peak of a star whose PSF has a FWHM of two pixels
+    is up to a sixth higher than the highest pixel.
     """
     flux = filter_with_psf(-image if negative else image, psf)
     snr = flux / noise
     radius = max(1, round(0.5 * equivalent_width(psf)))
-    peak = (snr >= threshold) & (snr == maximum_filter(snr, size=2 * radius + 1))
+    peak = (snr >= _LEAST_SHARE * threshold) & (snr == maximum_filter(snr, size=2 * radius + 1))
     peak[[0, -1], :] = peak[:, [0, -1]] = False
     if good is not None:
         peak &= good
     y, x = np.nonzero(peak)
-    order = np.argsort(-snr[y, x], kind="stable")
-    y, x = y[order], x[order]
-    dx = _vertex(flux[y, x - 1], flux[y, x], flux[y, x + 1])
-    dy = _vertex(flux[y - 1, x], flux[y, x], flux[y + 1, x])
-    return Detections(x + dx, y + dy, flux[y, x], snr[y, x])
+    dx, higher = _vertex(flux[y, x - 1], flux[y, x], flux[y, x + 1])
+    dy, still_higher = _vertex(flux[y - 1, x], flux[y, x], flux[y + 1, x])
+    factor = higher * still_higher
+    found = Detections(x + dx, y + dy, factor * flux[y, x], factor * snr[y, x])
+    found = found[found.snr >= threshold]
+    return found[np.argsort(-found.snr, kind="stable")]
 
 
 def equivalent_width(psf: np.ndarray) -> float:
@@ -194,10 +200,19 @@ def equivalent_width(psf: np.ndarray) -> float:
     return float(np.sqrt(2 * np.log(2) / np.pi / np.sum(psf**2)) * np.sum(psf))
 
 
-def _vertex(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return where the parabola through three samples has its top."""
-    curvature = np.minimum(left - 2 * middle + right, -1e-30)
-    return np.clip(0.5 * (left - right) / curvature, -0.5, 0.5)
+def _vertex(left: np.ndarray, middle: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the Gaussian through three samples has its top, and its height over the middle's."""
+    before, after = (np.log(np.clip(side / middle, _LEAST_SIDE, 1.0)) for side in (left, right))
+    curvature = np.minimum(before + after, -1e-30)
+    offset = np.clip(0.5 * (before - after) / curvature, -0.5, 0.5)
+    return offset, np.exp(-0.5 * curvature * offset**2)
+
+
+_LEAST_SHARE = 0.7
+"""The highest pixel has at least this part of a peak's height."""
+
+_LEAST_SIDE = 0.05
+"""A pixel beside a peak counts as no lower than this part of it."""
 
 
 def match_positions(

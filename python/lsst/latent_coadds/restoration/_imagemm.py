@@ -118,7 +118,7 @@ def restore_imagemm(
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
     lifted = operator.lift(corrected + solution.matched.light(solution.points))
     variance = (
-        smooth_variance(realizations, image)
+        smooth_variance(realizations, image, operator.crop(operator.square_weight(subset.inverse_variance)))
         if len(realizations)
         else direct_coadd(subset, DirectSettings(clip=True)).variance
     )

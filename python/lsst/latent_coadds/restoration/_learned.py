@@ -329,7 +329,7 @@ def describe(
     )
     realizations = bootstrap.compare(images, output.narrow, generator)
     variance = (
-        smooth_variance(realizations, image)
+        smooth_variance(realizations, image, operator.crop(operator.square_weight(whole.inverse_sigma**2)))
         if len(realizations)
         else direct_coadd(stack, DirectSettings()).variance
     )

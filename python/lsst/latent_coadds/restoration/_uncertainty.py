@@ -52,8 +52,14 @@ pixel, and from one noise, to the other. Found with `benchmarks/coverage.py`.
 _DEPTH = 1.5
 """What is taken out of the mean of these truths, in units of what they lost."""
 
-_WIDE, _NARROW = 10.0, 2.5
-"""FWHM (px) over which the squares of realizations are averaged, in the sky and on sources."""
+_NARROW = 2.5
+"""FWHM (px) over which the squares of realizations are averaged on sources."""
+
+_LEAST_PRECISION = 0.05
+"""Least precision, over that with all data, by which the noise of the sky is scaled."""
+
+_LOOKS = 5
+"""How often sky and sources are told apart."""
 
 GROWTH = 3
 """Pixels by which what a matched filter finds, or what is bright, spreads."""
@@ -286,7 +292,7 @@ def replicate(
         yield HuberFidelity(data, fidelity.inverse_sigma, fidelity.delta)
 
 
-def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+def smooth_variance(realizations: torch.Tensor, image: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
     """Return a variance plane from noise realizations.
 
     Parameters
@@ -295,22 +301,30 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor) -> torch.Te
         Noise realizations, N > 0.
     image : `torch.Tensor`, shape (H, W)
         The image they belong to.
+    precision : `torch.Tensor`, shape (H, W)
+        What the exposures know of the flux of a point at each pixel, in any
+        unit: its inverse variance.
 
     Notes
     -----
-    Few realizations make a noisy variance, so squares are averaged over
-    neighbours too: widely where the image is faint, and where it is bright
-    only over the width of a star. No pixel is surer than the sky around it:
-    the specks of a realization are rarely where those of the image are.
+    The noise of a restored sky is a few specks, and a mean of its squares over
+    neighbours is as uneven as they are. So the exposures say how the noise
+    changes from place to place, and all of the sky how large it is. Where the
+    image is bright, squares are averaged over the width of a star. No pixel is
+    surer than the sky around it: the specks of a realization are rarely where
+    those of the image are.
     """
     square = (realizations**2).mean(dim=0)
-    ones = torch.ones_like(square)
-    wide = _average(square, ones, _WIDE)
-    bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
-    # The errors of sources are no noise of the sky between them.
-    sky = 1.0 - local_maximum(bright, GROWTH)
-    wide = _average(square, sky + 0.01, _WIDE)
-    narrow = _average(square, ones, _NARROW)
+    # Where hardly any exposure has data the image is what its surroundings suggest.
+    relative = (precision / precision.max().clamp_min(1e-30)).clamp_min(_LEAST_PRECISION).to(square)
+    sky = torch.ones_like(square)
+    # Errors of sources are no noise of the sky; the level of the sky tells what sources are.
+    for _ in range(_LOOKS):
+        level = (square * relative * sky).sum() / sky.sum().clamp_min(1.0)
+        wide = level.clamp_min(1e-30) / relative
+        bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
+        sky = 1.0 - local_maximum(bright, GROWTH)
+    narrow = _average(square, torch.ones_like(square), _NARROW)
     return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
 
 
