@@ -238,14 +238,14 @@ def test_progress_tells_the_remaining_time(caplog: pytest.LogCaptureFixture) -> 
         progress = staticmethod(lines.append)
         warn = staticmethod(lines.append)
 
-    from lsst.latent_coadds.tasks import MetricsRecorder, prepare_exposures, restore_patch
+    from lsst.latent_coadds.tasks import MetricsRecorder, configure_patch, prepare_exposures, restore_patch
 
     task.config.tile_size = 48
     task.config.restorer.name = "direct"
     task.restorer = task.config.restorer.apply()
     patch = make_mock_patch()
     readers = MockVisits(n_visits=2, stars=STARS).readers()
-    settings = task._settings(readers, patch)
+    settings = configure_patch(task.config, task.restorer, readers, patch)
     exposures = prepare_exposures(readers, patch, settings, lambda error: None)
     restore_patch(exposures, patch, task.restorer, settings, MetricsRecorder(2), Reporter())
     assert [line.partition(";")[2].split()[0] for line in lines] == ["25", "50", "75", "100"]

@@ -12,6 +12,8 @@ from ._calibration_table import *
 from ._cell_coadd_warp_reader import *
 from ._coadd import *
 from ._coadd_planes import *
+from ._cut_out import *
+from ._detector_pixels import *
 from ._errors import *
 from ._exposure_f import *
 from ._exposure_f_reader import *
@@ -24,6 +26,7 @@ from ._patch_grid import *
 from ._patch_psf import *
 from ._pixel_mapping import *
 from ._psf_limits import *
+from ._registered_exposure import *
 from ._summary_limits import *
 from ._tile import *
 from ._visit_image_reader import *

@@ -21,8 +21,9 @@ import numpy as np
 
 from lsst.images import Box, DetectorFrame, SkyProjection, TractFrame
 
+from ._detector_pixels import DetectorPixels
 from ._errors import BadInputError, InputProblem, UnknownMaskPlaneError
-from ._exposure_reader import DetectorPixels, ExposureReader
+from ._exposure_reader import ExposureReader
 from ._masks import LEGACY_NAMES, STANDARD_MASK_PLANES
 
 

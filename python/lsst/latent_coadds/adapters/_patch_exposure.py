@@ -8,9 +8,8 @@
 
 from __future__ import annotations
 
-__all__ = ("CutOut", "PatchExposure", "RegisteredExposure")
+__all__ = ("PatchExposure",)
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,64 +18,14 @@ import torch
 from lsst.images import Box
 
 from ..restoration import lanczos_resample
+from ._cut_out import CutOut
+from ._detector_pixels import DetectorPixels
 from ._errors import BadInputError, InputProblem
-from ._exposure_reader import DetectorPixels, ExposureReader
+from ._exposure_reader import ExposureReader
 from ._patch_grid import PatchGrid
 from ._patch_psf import PatchPsf
 from ._pixel_mapping import PixelMapping
-
-
-@dataclasses.dataclass(frozen=True)
-class RegisteredExposure:
-    """A detector image on the pixel grid of a part of the patch.
-
-    Attributes
-    ----------
-    image, variance : `torch.Tensor`, (H, W), float32
-        Pixels in nJy per tract pixel, and the noise power per pixel.
-    good : `torch.Tensor` [`bool`], (H, W)
-        Pixels to use.
-    covered : `torch.Tensor` [`bool`], (H, W)
-        Pixels that lie on the detector, masked or not.
-    saturated, cosmic_ray : `torch.Tensor` [`bool`], (H, W)
-        Mask planes of the nearest detector pixel.
-    pixel_variance_ratio : `float`
-        Mean of the variance of one interpolated pixel over ``variance``.
-    """
-
-    image: torch.Tensor
-    variance: torch.Tensor
-    good: torch.Tensor
-    covered: torch.Tensor
-    saturated: torch.Tensor
-    cosmic_ray: torch.Tensor
-    pixel_variance_ratio: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CutOut:
-    """The pixels of a detector image that a part of the patch needs.
-
-    Attributes
-    ----------
-    pixels : `DetectorPixels`
-        The pixels as they are.
-    area : `float`
-        Mean area in detector pixels of a pixel of the patch.
-    covered, good, saturated, cosmic_ray : `numpy.ndarray` [`bool`], (H, W)
-        Planes on the patch's grid: whether the detector reaches there, and
-        flags of the nearest detector pixel.
-    pixel_variance_ratio : `float`
-        As for `ExposureReader`.
-    """
-
-    pixels: DetectorPixels
-    area: float
-    covered: np.ndarray
-    good: np.ndarray
-    saturated: np.ndarray
-    cosmic_ray: np.ndarray
-    pixel_variance_ratio: float
+from ._registered_exposure import RegisteredExposure
 
 
 class PatchExposure:

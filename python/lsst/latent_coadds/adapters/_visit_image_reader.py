@@ -19,8 +19,9 @@ import numpy as np
 from lsst.images import Box, SkyProjection, VisitImage
 from lsst.images.psfs import PiffWrapper, PointSpreadFunction
 
+from ._detector_pixels import DetectorPixels
 from ._errors import BadInputError, InputProblem
-from ._exposure_reader import DetectorPixels, ExposureReader
+from ._exposure_reader import ExposureReader
 from ._masks import select_mask_planes
 from ._piff import draw_piff
 

@@ -21,8 +21,9 @@ import numpy as np
 
 from lsst.images import Box, Polygon
 
+from ._detector_pixels import DetectorPixels
 from ._errors import BadInputError, InputProblem
-from ._exposure_reader import DetectorPixels, ExposureReader, InputPart
+from ._exposure_reader import ExposureReader, InputPart
 from ._patch_grid import PatchGrid
 from ._pixel_mapping import PixelMapping
 

@@ -12,11 +12,13 @@ from ._analyze_latent_coadd import *
 from ._build_latent_coadd import *
 from ._coadd_plots import *
 from ._config import *
+from ._configure_patch import *
 from ._connections import *
 from ._fill import *
 from ._fraction_field import *
 from ._metrics import *
 from ._patch_settings import *
+from ._reporter import *
 from ._resources import *
 from ._restore_patch import *
 from ._restorers import *

@@ -28,7 +28,6 @@ from lsst.pipe.base import (
     QuantumContext,
     Struct,
 )
-from lsst.utils.logging import LsstLogAdapter, PeriodicLogger
 from lsst.utils.timer import timeMethod
 
 from ..adapters import (
@@ -42,30 +41,16 @@ from ..adapters import (
     parse_oversampling,
     read_calibration_table,
 )
-from ..restoration import CalibrationSettings, choose_device
+from ..restoration import CalibrationSettings
 from ._config import BuildLatentCoaddConfig
+from ._configure_patch import configure_patch
 from ._device import wait_for_device
 from ._metrics import MetricsRecorder
 from ._open_exposures import ExposureOpener
-from ._patch_settings import RestorePatchSettings
+from ._reporter import LogReporter
 from ._resources import choose_max_memory
 from ._restore_patch import prepare_exposures, restore_patch
 from ._selection import describe_selection, select_exposures
-from ._tile_plan import choose_halo
-
-
-class _LogReporter:
-    """Reports progress now and then, and warnings at once."""
-
-    def __init__(self, log: LsstLogAdapter) -> None:
-        self._log = log
-        self._periodic = PeriodicLogger(log, interval=10.0)
-
-    def progress(self, line: str) -> None:
-        self._periodic.log("%s", line)
-
-    def warn(self, line: str) -> None:
-        self._log.warning("%s", line)
 
 
 class BuildLatentCoaddTask(PipelineTask):
@@ -235,7 +220,7 @@ class BuildLatentCoaddTask(PipelineTask):
         metrics = MetricsRecorder(len(exposures) + len(rejected))
         patch = patch.refined(parse_oversampling(self.config.oversampling))
         exposures = select_exposures(exposures, self.config, metrics, self.log)
-        settings = self._settings(exposures, patch, max_memory)
+        settings = configure_patch(self.config, self.restorer, exposures, patch, max_memory)
         if known_calibration is not None:
             learned = read_calibration_table(known_calibration, exposures)
             settings = dataclasses.replace(settings, learned=learned)
@@ -266,7 +251,7 @@ class BuildLatentCoaddTask(PipelineTask):
                 self.restorer,
                 settings,
                 metrics,
-                _LogReporter(self.log),
+                LogReporter(self.log),
                 self._calibration_settings(),
             )
         if not result.planes.n_image.any():
@@ -308,52 +293,11 @@ class BuildLatentCoaddTask(PipelineTask):
             return None
         return CalibrationSettings(**self.config.calibration.toDict())
 
-    def _is_native(self, patch: PatchGrid) -> bool:
-        """Return whether exposures stay on pixels of their own."""
-        if self.config.input_kind == "warps":
-            # Pixels of a warp are those of the sky map, not of a finer grid.
-            return patch.oversampling != 1
-        if self.config.geometry == "auto":
-            return getattr(self.restorer, "prefers_native", False)
-        return self.config.geometry == "native"
-
     def _explain_nothing(self, patch: PatchGrid, metrics: MetricsRecorder) -> BaseException:
         """Return the error for a patch that no exposure contributes to."""
         if metrics.rejected:
             return UnusableInputsError(metrics.rejected)
         return NoWorkFound(f"No exposure overlaps tract {patch.tract}, patch {patch.patch}.")
-
-    def _settings(
-        self, exposures: Sequence[ExposureReader], patch: PatchGrid, max_memory: float | None = None
-    ) -> RestorePatchSettings:
-        config = self.config
-        if max_memory is None:
-            max_memory = choose_max_memory(config.max_memory)
-        if config.device == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(
-                "config.device is 'cuda', and torch finds no CUDA device; set it to 'auto' or 'cpu'."
-            )
-        return RestorePatchSettings(
-            bad_mask_planes=tuple(config.bad_mask_planes),
-            saturated_mask_planes=tuple(config.saturated_mask_planes),
-            saturated_fraction=config.saturated_fraction,
-            method=config.restorer.name,
-            native=self._is_native(patch),
-            psf_degree=config.psf_degree,
-            tile_size=config.tile_size,
-            halo=choose_halo(exposures, patch) if config.halo is None else config.halo,
-            cell_size=int(config.cell_size * patch.oversampling),
-            warping_order=config.warping_order,
-            max_invalid_fraction=config.max_invalid_fraction,
-            cache_memory=min(config.cache_memory, 0.25 * max_memory),
-            max_memory=max_memory,
-            max_device_memory=config.max_device_memory,
-            n_training_crops=config.n_training_crops,
-            training_crop_size=config.training_crop_size,
-            initial_weights=config.initial_weights,
-            seed=config.seed,
-            device=str(choose_device(config.device)),
-        )
 
     def _record(self, metrics: dict[str, Any]) -> None:
         """Copy the leading figures to the task metadata, and log them."""

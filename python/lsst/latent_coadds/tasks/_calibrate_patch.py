@@ -12,6 +12,7 @@ __all__ = ("CalibrationConfig", "calibrate_patch")
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from astropy.table import Table
@@ -19,11 +20,12 @@ from astropy.table import Table
 from ..adapters import PatchExposure, PatchGrid, Tile, make_calibration_table
 from ..restoration import CalibrationSettings, ExposureCalibration, calibrate_exposures
 from ._metrics import MetricsRecorder
-from ._patch_settings import Reporter, RestorePatchSettings
+from ._patch_settings import RestorePatchSettings
+from ._reporter import Reporter
 from ._restorers import make_config_class
 from ._train import choose_crops
 
-CalibrationConfig = make_config_class(CalibrationSettings, "CalibrationConfig")
+CalibrationConfig: Any = make_config_class(CalibrationSettings, "CalibrationConfig")
 # A config is pickled by the name of its class.
 CalibrationConfig.__module__ = __name__
 

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-__all__ = ("Reporter", "RestorePatchSettings")
+__all__ = ("RestorePatchSettings",)
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -82,13 +81,3 @@ class RestorePatchSettings:
         if tile is None or self.learned is None:
             return tile
         return dataclasses.replace(tile, stack=self.learned.apply(tile.stack))
-
-
-class Reporter(Protocol):
-    """Where to say how the work goes."""
-
-    def progress(self, line: str) -> None:
-        """Say where the work is; called often."""
-
-    def warn(self, line: str) -> None:
-        """Say what a user should know."""

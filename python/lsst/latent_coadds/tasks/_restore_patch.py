@@ -34,7 +34,8 @@ from ..restoration import CalibrationSettings, RemainingTime, Window, stream_win
 from ._calibrate_patch import calibrate_patch
 from ._fill import fill_planes, mark_inexact_psf
 from ._metrics import MetricsRecorder
-from ._patch_settings import Reporter, RestorePatchSettings
+from ._patch_settings import RestorePatchSettings
+from ._reporter import Reporter
 from ._restorers import Restorer
 from ._tile_plan import explain_shrinking
 from ._train import train_restorer

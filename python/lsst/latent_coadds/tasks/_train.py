@@ -20,7 +20,8 @@ from lsst.images import Box
 from ..adapters import PatchExposure, PatchGrid
 from ..restoration import is_out_of_memory
 from ._metrics import MetricsRecorder
-from ._patch_settings import Reporter, RestorePatchSettings
+from ._patch_settings import RestorePatchSettings
+from ._reporter import Reporter
 from ._restorers import Restorer
 from ._tile_plan import explain_shrinking
 
