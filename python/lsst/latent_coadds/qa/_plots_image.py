@@ -157,7 +157,16 @@ def detail_figure(
                 ax.set_axis_off()
                 continue
             label, x, y = places[column]
-            ax.imshow(image, origin="lower", norm=norm, cmap=_color_map(), interpolation="nearest")
+            left, bottom = max(round(x) - half - 1, 0), max(round(y) - half - 1, 0)
+            stamp = image[bottom : round(y) + half + 2, left : round(x) + half + 2]
+            ax.imshow(
+                stamp,
+                origin="lower",
+                norm=norm,
+                cmap=_color_map(),
+                interpolation="nearest",
+                extent=(left - 0.5, left + stamp.shape[1] - 0.5, bottom - 0.5, bottom + stamp.shape[0] - 0.5),
+            )
             for kind in {a.kind for a in artifacts}:
                 near = [a for a in artifacts if a.kind == kind and max(abs(a.x - x), abs(a.y - y)) < half]
                 ax.plot(

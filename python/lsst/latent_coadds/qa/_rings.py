@@ -58,14 +58,16 @@ def radial_profile(
     radii, means : `numpy.ndarray`, ``(n,)``
         Mean radius of the pixels in each ring, and their mean value.
     """
-    yy, xx = np.mgrid[: image.shape[0], : image.shape[1]]
-    distance = np.hypot(xx - x, yy - y)
-    use = (distance < radius) & np.isfinite(image)
+    top, left = (max(int(np.floor(place - radius)), 0) for place in (y, x))
+    stamp = image[top : int(np.ceil(y + radius)) + 1, left : int(np.ceil(x + radius)) + 1]
+    yy, xx = np.mgrid[: stamp.shape[0], : stamp.shape[1]]
+    distance = np.hypot(xx - (x - left), yy - (y - top))
+    use = (distance < radius) & np.isfinite(stamp)
     index = (distance[use] / step).astype(int)
     count = np.bincount(index)
     with np.errstate(invalid="ignore"):
         radii = np.bincount(index, distance[use]) / count
-        means = np.bincount(index, image[use]) / count
+        means = np.bincount(index, stamp[use]) / count
     return radii[count > 0], means[count > 0]
 
 

@@ -133,13 +133,13 @@ def psf_residual(coadd: CoaddLike, shape: StarShape, *, half: int) -> np.ndarray
     if kernel is None:
         return None
     kernel = _resize(kernel, half)
-    level = coadd.image - shape.background
-    flux = psf_flux(level, shape.x, shape.y, kernel)
+    column, row = round(shape.x), round(shape.y)
+    top, left = max(row - half, 0), max(column - half, 0)
+    stamp = coadd.image[top : row + half + 1, left : column + half + 1] - shape.background
+    flux = psf_flux(stamp, shape.x - left, shape.y - top, kernel)
     if not np.isfinite(flux) or flux <= 0:
         return None
-    column, row = round(shape.x), round(shape.y)
     model = flux * shift_kernel(kernel, shape.x - column, shape.y - row)
-    stamp = level[row - half : row + half + 1, column - half : column + half + 1]
     return (stamp - model) / (flux * kernel.max())
 
 
