@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from ._background_fit import fit_backgrounds
 from ._calibration_settings import CalibrationSettings
 from ._correction_kernel import fit_kernels
 from ._device_share import choose_device
@@ -35,7 +36,7 @@ from ._settings import ImageMMSettings
 from ._stack import ExposureStack
 from ._star_finder import FoundSources, cut_stamps, find_sources_to_fit, slope_of_locus, stellar_locus
 from ._star_fit import StarFit
-from ._star_stamps import StarStamps, initial_stars
+from ._star_stamps import StarStamps, initial_stars, select_stars
 
 _SKY_FWHM = 2.0
 """Target of the restorations in between, in latent pixels."""
@@ -45,9 +46,6 @@ _LARGEST_SIZE = 0.5
 
 _LARGEST_ERROR = 0.2
 """The same of its error."""
-
-_WING_LIGHT = 0.02
-"""Light from outside of a PSF's stamp that a background may have, in sigma."""
 
 _LOCUS_WIDTH = 0.015
 """Scatter of the logarithm of sizes of stars besides their errors, at first; later half of it."""
@@ -160,7 +158,9 @@ class _Calibrator:
         for i in range(self.settings.n_rounds):
             skies = [self._restore(stack) for stack in self.stacks]
             if self.settings.background_sigma > 0.0:
-                self._learn_backgrounds(skies)
+                self.calibration = fit_backgrounds(
+                    self.calibration, self.stacks, skies, self.members, self.weights, self.settings
+                )
             figures = self._learn_from_sources(skies)
             history.append({"round": i + 1, **figures})
             if progress is not None:
@@ -177,43 +177,6 @@ class _Calibrator:
         )
         corrected = self.calibration.apply(stack)
         return corrected, restore_imagemm(corrected, settings, generator=torch.Generator().manual_seed(0))
-
-    def _learn_backgrounds(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> None:
-        """Update backgrounds with what the sky leaves where there is little light."""
-        n = len(self.calibration.names)
-        total, weight = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
-        for (corrected, sky), members in zip(skies, self.members, strict=True):
-            for position, t in enumerate(members):
-                model = sky.model(position).to(corrected.image)
-                sigma = corrected.variance[position].sqrt()
-                residual = corrected.image[position] - model
-                empty = corrected.good[position] & (model < sigma) & (residual.abs() < 4.0 * sigma)
-                empty &= ~_under_wings(model, sigma, corrected.mean_psf[position])
-                here = 1.0 / corrected.variance[position][empty].double()
-                total[t] += float((here * residual[empty].double()).sum())
-                weight[t] += float(here.sum())
-        scale = self.calibration.flux_scale
-        noise = self._noise()
-        error = scale / weight.clamp_min(1e-300).sqrt()
-        known = self.calibration.background + scale * total / weight.clamp_min(1e-300)
-        known = known - scale * (self.weights * known / scale).sum()
-        prior = (self.settings.background_sigma * noise) ** 2
-        if self.settings.adapt_priors and bool((weight > 0).any()):
-            # As `ExposurePrior.narrow` does.
-            excess = (((known / error) ** 2)[weight > 0].mean() - 1.0).clamp_min(0.01)
-            prior = torch.minimum(prior, excess * error**2)
-        background = torch.where(weight > 0, known * prior / (prior + error**2), torch.zeros_like(known))
-        self.calibration = dataclasses.replace(
-            self.calibration, background=background, background_error=error.clamp_max(noise)
-        )
-
-    def _noise(self) -> torch.Tensor:
-        """Return the typical noise of a pixel of each exposure."""
-        noise = torch.zeros(len(self.calibration.names), dtype=torch.float64)
-        for stack, members in zip(self.stacks, self.members, strict=True):
-            for t, weight in zip(members, stack.exposure_weights().tolist(), strict=True):
-                noise[t] = max(float(noise[t]), weight**-0.5 if weight > 0 else 0.0)
-        return noise
 
     def _learn_from_sources(self, skies: Sequence[tuple[ExposureStack, Restoration]]) -> dict[str, Any]:
         """Fit sources and exposures, and keep what it says about the exposures."""
@@ -269,7 +232,7 @@ class _Calibrator:
             if int(stars.sum()) < self.settings.min_stars and self.settings.reference != "stars":
                 return None
             fit.stars[:, 0], fit.stars[stars, :3] = size.clamp(-_LARGEST_SIZE, _LARGEST_SIZE), 0.0
-            stamps_used = _select(stamps, used)
+            stamps_used = select_stars(stamps, used)
             chosen = self._start(stamps_used, fit.stars[used], fit.parameters, points=stars[used])
             chosen.prior.hold_details()
             chosen.fit(_FIRST_STEPS if first else _LATER_STEPS)
@@ -290,7 +253,7 @@ class _Calibrator:
         used = _usable(*fit.star_shapes())
         if not bool(used.any()):
             return None
-        chosen = self._start(_select(stamps, used), fit.stars[used], fit.parameters, points=None)
+        chosen = self._start(select_stars(stamps, used), fit.stars[used], fit.parameters, points=None)
         chosen.fit(_FIRST_STEPS)
         self._finish(chosen)
         self.stars[used] = chosen.stars
@@ -347,16 +310,6 @@ class _Calibrator:
         return ConvolutionOperator(kernels, corrected.shape, sampler=corrected.make_sampler()).forward(image)
 
 
-def _under_wings(model: torch.Tensor, sigma: torch.Tensor, psf: torch.Tensor) -> torch.Tensor:
-    """Return pixels (h, w) that get light from beyond the stamp of a PSF (k, k) of a star."""
-    k = psf.shape[-1]
-    edge = torch.cat([psf[0], psf[-1], psf[:, 0], psf[:, -1]]).mean().clamp_min(0.0) / psf.max()
-    widest = model[None, None]
-    for size in ((2 * k + 1, 1), (1, 2 * k + 1)):
-        widest = torch.nn.functional.max_pool2d(widest, size, stride=1, padding=(size[0] // 2, size[1] // 2))
-    return widest[0, 0] * edge > _WING_LIGHT * sigma
-
-
 def _find_field(stacks: Sequence[ExposureStack]) -> tuple[float, float, float]:
     """Return the middle (x, y) and half the width of the square that holds all stacks."""
     edges = [
@@ -382,21 +335,3 @@ def _scatter(where: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     result = torch.zeros_like(where)
     result[where] = values
     return result
-
-
-def _select(stamps: Sequence[StarStamps], used: torch.Tensor) -> list[StarStamps]:
-    """Return the stamps of some sources, with new numbers."""
-    number = torch.cumsum(used, dim=0) - 1
-    selected = []
-    for block in stamps:
-        keep = used[block.stars]
-        if bool(keep.any()):
-            planes = ("terms", "field", "x", "y", "area", "image", "weight")
-            selected.append(
-                dataclasses.replace(
-                    block,
-                    stars=number[block.stars[keep]],
-                    **{name: getattr(block, name)[keep] for name in planes},
-                )
-            )
-    return selected

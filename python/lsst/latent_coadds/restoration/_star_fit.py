@@ -20,14 +20,12 @@ import torch
 from ._exposure_calibration import CALIBRATION_PARAMETERS
 from ._exposure_prior import ExposurePrior
 from ._star_stamps import N_STAR, StarStamps
+from ._star_weights import N_WAYS, source_scatter, temper, weigh_pixels
 
 _P = len(CALIBRATION_PARAMETERS) + 1
 """Numbers of an exposure: its corrections, and the level of its sky, in sigma, of
 which only the stars are to be freed here.
 """
-
-_N = 8
-"""Ways in which an image of a star may change: those of a star, wings, and sky."""
 
 _POINT = (3, 4, 5)
 """Parameters of any source: place and flux."""
@@ -38,71 +36,7 @@ _POINT_SHAPE = (0.005, 0.003, 0.003)
 _FIXED = 1e16
 """Precision of what is not to change."""
 
-_HUBER = 3.0
-"""Residual in sigma beyond which a pixel counts less."""
-
-_OUTLIER = 8.0
-"""Residual in sigma beyond which it does not count at all, if it is not in a
-bright star, where a PSF that is wrong leaves as much.
-"""
-
-_LARGEST_CHI2 = 2.0
-"""Mean squared residual beyond which a star in an exposure counts less: it may
-vary, move, or be hit by a cosmic ray.
-"""
-
-_STAR_SCATTER = (0.005, 0.003, 0.003, 0.01, 0.01, 0.005, 0.01, 0.02)
-"""Scatter (rms) of each parameter among the stars of an exposure besides their
-noise: colours, variability, proper motions, errors of PSF models.
-"""
-
-_GALAXY_SCATTER = (0.15, 0.05, 0.05, 0.05, 0.05, 0.1, 2.0, 0.0)
-"""The same of a source that is extended, per unit of its size: a galaxy is no
-stretched PSF.
-"""
-
-_SHEAR_SCATTER = 0.15
-"""Scatter of its shears, as a part of its own."""
-
-_LARGEST_DEVIATION = 4.0
-"""Mean squared deviation of a star in an exposure, in units of noise and that
-scatter, from which on it counts less than half.
-"""
-
 _LARGEST_STEP = (0.15, 0.15, 0.15, 0.7, 0.7, 1.0, 0.3, *(0.1,) * 6, 0.3)
-
-
-def _temper(
-    gram: torch.Tensor, slope: torch.Tensor, scatter: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return normal matrices and slopes of stars that do not all tell the same.
-
-    Parameters
-    ----------
-    gram : `torch.Tensor`, shape (T, S, 8, 8)
-        Normal matrix G of each star in each exposure.
-    slope : `torch.Tensor`, shape (T, S, 8)
-        Its slope b.
-    scatter : `torch.Tensor`, shape (S, 8)
-        Offsets (rms) that each star has of its own in an exposure.
-
-    Notes
-    -----
-    With such offsets, of covariance C, the matrix of a star becomes
-    ``(G^-1 + C)^-1`` and its slope ``(1 + G C)^-1 b``: however bright it is,
-    one star does not decide. One that deviates by more (it moves, it varies)
-    gets a smaller weight.
-    """
-    unit = torch.eye(_N, dtype=gram.dtype, device=gram.device)
-    mixed = unit + gram * (scatter**2)[:, None, :]
-    gram_after = torch.linalg.solve(mixed, gram)
-    slope_after = torch.linalg.solve(mixed, slope[..., None])[..., 0]
-    scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(1e-30)
-    own = torch.linalg.solve(gram + torch.diag_embed(1e-6 * scale), slope[..., None])[..., 0]
-    deviation = (own * slope_after).sum(dim=-1) / _N
-    weight = 1.0 / (1.0 + deviation.clamp_min(0.0) / _LARGEST_DEVIATION)
-    gram_after = 0.5 * (gram_after + gram_after.transpose(-1, -2))
-    return weight[..., None, None] * gram_after, weight[..., None] * slope_after
 
 
 class StarFit:
@@ -197,12 +131,12 @@ class StarFit:
         A slope is minus half the derivative of chi2, after robust weights.
         """
         n = len(self.parameters)
-        gram = self.parameters.new_zeros((n, self.n_stars, _N, _N))
-        slope = self.parameters.new_zeros((n, self.n_stars, _N))
+        gram = self.parameters.new_zeros((n, self.n_stars, N_WAYS, N_WAYS))
+        slope = self.parameters.new_zeros((n, self.n_stars, N_WAYS))
         total = count = 0.0
         for block in self.stamps:
             model, changes = self._model(block)
-            residual, weight, chi2, used = self._weigh(block, model)
+            residual, weight, chi2, used = weigh_pixels(block, model, self._model_error)
             total, count = total + float((chi2 * used).sum()), count + float(used.sum())
             weighted = changes * weight[:, None]
             gram[block.exposure, block.stars] = weighted @ changes.transpose(1, 2)
@@ -210,31 +144,10 @@ class StarFit:
         self.chi2 = total / max(count, 1.0)
         return gram, slope
 
-    def _scatter(self) -> torch.Tensor:
-        """Return the offsets (S, 8) that sources have of their own in an exposure."""
-        scatter = self.stars.new_tensor(_STAR_SCATTER).expand(self.n_stars, _N)
-        extent = self.stars[:, :1].abs() * self._wide[:, None]
-        scatter = scatter + extent * self.stars.new_tensor(_GALAXY_SCATTER)
-        scatter[:, 1:3] += (_SHEAR_SCATTER * self._wide * self.stars[:, 1:3].norm(dim=1))[:, None]
-        return scatter
-
-    def _weigh(
-        self, block: StarStamps, model: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return residuals and robust weights (n, p), chi2 per pixel and numbers of pixels (n,)."""
-        weight = block.weight / (1.0 + block.weight * (self._model_error * model) ** 2)
-        residual = block.image - model
-        size = residual.abs() * weight.sqrt()
-        weight = weight * (_HUBER / size.clamp_min(_HUBER))
-        weight = weight * (size < _OUTLIER * (1.0 + 0.05 * model.abs() * block.weight.sqrt()))
-        used = (weight > 0).sum(dim=1).clamp_min(1)
-        chi2 = (weight * residual**2).sum(dim=1) / used
-        return residual, weight * (_LARGEST_CHI2 / chi2.clamp_min(_LARGEST_CHI2))[:, None], chi2, used
-
     def residual(self, block: StarStamps) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return light, residuals and robust weights (n, p) of the pixels around points."""
         model = self._model(block)[0]
-        residual, weight, _, _ = self._weigh(block, model)
+        residual, weight, _, _ = weigh_pixels(block, model, self._model_error)
         return model, residual, weight * ~self._wide[block.stars, None]
 
     def shifted(self, block: StarStamps, dx: int, dy: int) -> torch.Tensor:
@@ -289,7 +202,7 @@ class StarFit:
             Whether to fit sources alone.
         """
         for _ in range(n_steps):
-            gram, slope = _temper(*self.evaluate(), self._scatter())
+            gram, slope = temper(*self.evaluate(), source_scatter(self.stars, self._wide))
             self._step(gram, slope, hold_exposures=hold_exposures)
 
     def narrow_prior(self) -> None:
@@ -347,8 +260,8 @@ class StarFit:
     def _ways(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return how stars (T, S, 8, 6) and exposures (T, S, 8, P) change images of stars."""
         n = len(self.parameters)
-        by_star = torch.eye(_N, N_STAR, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
-        by_exposure = torch.eye(_N, _P, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
+        by_star = torch.eye(N_WAYS, N_STAR, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
+        by_exposure = torch.eye(N_WAYS, _P, dtype=torch.float64).repeat(n, self.n_stars, 1, 1)
         by_exposure[:, :, 7, 7] = 0.0
         by_exposure[:, :, 7, -1] = 1.0
         for i in range(3):

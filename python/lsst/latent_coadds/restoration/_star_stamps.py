@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
-__all__ = ("N_STAR", "StarStamps", "initial_stars")
+__all__ = ("N_STAR", "StarStamps", "initial_stars", "select_stars")
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -63,3 +64,34 @@ def initial_stars(places: torch.Tensor) -> torch.Tensor:
     stars = torch.zeros((len(places), N_STAR), dtype=torch.float64, device=places.device)
     stars[:, 3:5], stars[:, 5] = places[:, :2], places[:, 2].log()
     return stars
+
+
+def select_stars(stamps: Sequence[StarStamps], used: torch.Tensor) -> list[StarStamps]:
+    """Return the stamps of some sources, with new numbers.
+
+    Parameters
+    ----------
+    stamps : `~collections.abc.Sequence` [ `StarStamps` ]
+        The data.
+    used : `torch.Tensor`, shape (S,), bool
+        Which sources to keep.
+
+    Returns
+    -------
+    selected : `list` [ `StarStamps` ]
+        The data of these; exposures without any are left out.
+    """
+    number = torch.cumsum(used, dim=0) - 1
+    selected = []
+    for block in stamps:
+        keep = used[block.stars]
+        if bool(keep.any()):
+            planes = ("terms", "field", "x", "y", "area", "image", "weight")
+            selected.append(
+                dataclasses.replace(
+                    block,
+                    stars=number[block.stars[keep]],
+                    **{name: getattr(block, name)[keep] for name in planes},
+                )
+            )
+    return selected
