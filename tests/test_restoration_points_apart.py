@@ -24,9 +24,13 @@ from lsst.latent_coadds.restoration import (
     Restoration,
     RestorationError,
     gaussian_kernel,
+    matching_kernels,
     restore,
 )
+from lsst.latent_coadds.restoration._accelerated import find_points
+from lsst.latent_coadds.restoration._blended_points import find_blended_points
 from lsst.latent_coadds.restoration._collapse import check_not_empty
+from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
 from lsst.latent_coadds.restoration._problem import TrainingProblem
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 
@@ -130,6 +134,71 @@ def test_variance_of_a_point_is_that_of_its_flux(scene: Scene, restoration: Rest
     assert np.abs(scatter).max() < 4.0 * scene.flux_error
     peak = float(restoration.variance[round(y), round(x)].sqrt())
     assert 0.05 * scene.flux_error < peak < 1.0 * scene.flux_error
+
+
+def draw_galaxies(
+    galaxies: list[tuple[float, float, float, float]], stars: list[tuple[float, float, float]]
+) -> tuple[ExposureStack, float]:
+    """Return exposures of galaxies (x, y, half-light radius in px, S/N) and stars (x, y, S/N)."""
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(N_EXPOSURES, 2 * SIZE, 2 * SIZE))
+    profiles = [galsim.Moffat(beta=3.2, fwhm=3.4 + 0.4 * t) for t in range(N_EXPOSURES)]
+    psf = np.stack([p.drawImage(nx=STAMP, ny=STAMP, scale=1.0).array.astype(float) for p in profiles])
+    inside = psf.sum(axis=(1, 2))
+    psf /= inside[:, None, None]
+    error = float((psf**2).sum() ** -0.5)
+    sources = [
+        (x, y, galsim.Exponential(half_light_radius=r, flux=s * error).shear(g1=0.2))
+        for x, y, r, s in galaxies
+    ]
+    sources += [(x, y, galsim.DeltaFunction(flux=s * error)) for x, y, s in stars]
+    for t, profile in enumerate(profiles):
+        plane = galsim.ImageD(2 * SIZE, 2 * SIZE, scale=1.0)
+        for x, y, source in sources:
+            seen = galsim.Convolve(source, profile / inside[t])
+            seen.drawImage(plane, center=galsim.PositionD(x + 1, y + 1), add_to_image=True)
+        image[t] += plane.array
+    return ExposureStack(image, np.ones_like(image), np.ones(image.shape, dtype=bool), psf), error
+
+
+def find_points_apart(stack: ExposureStack, spread: float = 2.0) -> tuple[PointSources, PointSources]:
+    """Return points of the first look and of the second, at places in the exposures."""
+    operator = ConvolutionOperator(
+        matching_kernels(stack.psf, spread).to(stack.image), stack.shape, margin=16
+    )
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    matched = MatchedFilter(quadratic, spread)
+    fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), 3.0)
+    first = find_points(stack, matched, fidelity, 4.0)
+    second = find_blended_points(stack, matched, first, 3.0, 4.0)
+    return tuple(PointSources(p.x - 16, p.y - 16, p.flux) for p in (first, second))  # type: ignore[return-value]
+
+
+def test_stars_on_galaxies_are_points_where_galaxies_are_taken_away() -> None:
+    stars = [(56.3, 49.8, 300.0), (104.4, 112.7, 100.0)]
+    stack, error = draw_galaxies([(44.0, 44.0, 6.0, 1000.0), (116.0, 112.0, 4.0, 600.0)], stars)
+    first, second = find_points_apart(stack)
+    assert len(first) == 0
+    assert len(second) == 2
+    for x, y, signal in stars:
+        near = torch.hypot(second.x - x, second.y - y) < 0.1
+        assert int(near.sum()) == 1
+        # Broad light keeps some of what it cannot tell from the star's.
+        assert float(second.flux[near]) == pytest.approx(signal * error, abs=(3.0 + 0.03 * signal) * error)
+
+
+def test_small_galaxies_are_no_points_on_galaxies() -> None:
+    """Their cores are as narrow as stars, but have broad light around them."""
+    places = [(x, y) for y in (24.0, 62.0, 98.0, 136.0) for x in (24.0, 62.0, 98.0, 136.0)]
+    galaxies = [
+        (x + 0.3, y - 0.2, (1.0, 1.5, 2.0, 3.0)[k % 4], (20.0, 50.0, 100.0, 300.0)[k // 4])
+        for k, (x, y) in enumerate(places)
+    ]
+    stack, _ = draw_galaxies(galaxies, [])
+    first, second = find_points_apart(stack)
+    assert len(second) == 0
+    # The faintest and smallest look like points to anyone.
+    assert len(first) <= 6
 
 
 def test_published_form_makes_all_light_itself(scene: Scene) -> None:

@@ -14,6 +14,7 @@ __all__ = (
     "AcceleratedFit",
     "fill_exposures",
     "find_points",
+    "fit_points",
     "fit_stack",
     "local_precision",
     "sky_price",
@@ -251,7 +252,7 @@ def find_points(
         filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
         gradient = _filled_gradient(stack, matched.operator, coadd, filled)
         signal = matched.signal(torch.zeros_like(gradient), gradient)
-    return _fit_points(finder, fidelity, finder.candidates(signal))
+    return fit_points(finder, fidelity, finder.candidates(signal))
 
 
 def _filled_gradient(
@@ -277,7 +278,7 @@ def _filled_gradient(
     return operator.lower(total)
 
 
-def _fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
+def fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
     """Return those candidates that are points, as the exposures themselves have them."""
     matched = finder.matched
     # With a robust loss nearly all pixels of a bright star would count as outliers, for its place

@@ -18,6 +18,7 @@ import functools
 import torch
 
 from ._accelerated import fill_exposures, find_points, local_precision, subtract_light
+from ._blended_points import find_blended_points
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
@@ -91,6 +92,7 @@ class PointsApart:
         precision = local_precision(quadratic, stack, stack.exposure_weights())
         matched = MatchedFilter(quadratic, spread, precision)
         points = find_points(stack, matched, fidelity, threshold)
+        points = points.join(find_blended_points(stack, matched, points, delta, threshold))
         return cls(matched, points, threshold, target_fwhm)
 
     def again(self, data: HuberFidelity, rest: torch.Tensor) -> PointsApart:
