@@ -55,17 +55,18 @@ def tract_figure(analyses: Sequence[Mapping[str, Any]]) -> Figure:
         ]
         patches = PatchCollection(rectangles, cmap="cividis", edgecolor="0.5", linewidth=0.5)
         patches.set_array(np.ma.masked_invalid(values))
+        info = PATCH_NUMBERS.get(name)
+        decimals = 2 if info is None else info.decimals
+        patches.set_clim(*_color_limits(values, 10.0**-decimals))
         ax.add_collection(patches)
         ax.autoscale_view()
         ax.set_aspect("equal")
         ax.set(xticks=[], yticks=[])
-        info = PATCH_NUMBERS.get(name)
         title = "Worst deviation over its limit" if info is None else info.doc
         ax.set_title(title, fontsize=8)
         if len(analyses) <= 100:
             for analysis, value in zip(analyses, values, strict=True):
                 x, y = (np.mean(analysis["bbox"][c]) for c in "xy")
-                decimals = 2 if info is None else info.decimals
                 text = (
                     f"{analysis['patch']}\n{value:.{decimals}f}"
                     if np.isfinite(value)
@@ -80,5 +81,15 @@ def tract_figure(analyses: Sequence[Mapping[str, Any]]) -> Figure:
                     fontsize=6,
                     bbox={"alpha": 0.6, "fc": "w", "lw": 0, "pad": 1},
                 )
-        figure.colorbar(patches, ax=ax, shrink=0.7, label="" if info is None else info.unit)
+        bar = figure.colorbar(patches, ax=ax, shrink=0.7, label="" if info is None else info.unit)
+        bar.ax.ticklabel_format(useOffset=False)
     return figure
+
+
+def _color_limits(values: np.ndarray, step: float) -> tuple[float, float]:
+    """Return a range of colours in which what does not matter does not show."""
+    known = values[np.isfinite(values)]
+    if known.size == 0:
+        return 0.0, 1.0
+    middle, half = 0.5 * (known.min() + known.max()), 0.5 * max(float(np.ptp(known)), 4 * step)
+    return float(middle - half), float(middle + half)
