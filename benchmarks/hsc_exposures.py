@@ -32,7 +32,7 @@ __all__ = (
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import astropy.time
 import galsim
@@ -94,6 +94,21 @@ class HscScene:
     wrong_scale: float = 0.05
     sky_left: float = 0.3
     seed: int = 5
+
+    @classmethod
+    def small(cls, **changes: Any) -> Self:
+        """Return a scene of nine bright stars that is processed in seconds, for tests."""
+        settings: dict[str, Any] = {
+            "n_visits": 3,
+            "detector_size": (260, 240),
+            "patch_size": 100,
+            "patch_border": 10,
+            "n_side": 3,
+            "faintest": 3e4,
+            "brightest": 1e5,
+            "sky_left": 1.0,
+        }
+        return cls(**{**settings, **changes})
 
 
 class Psf:

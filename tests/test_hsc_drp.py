@@ -66,18 +66,7 @@ def _make_repository(root: Path, **options: object) -> Path:
         from hsc_repository import write_repository
     finally:
         sys.path.remove(str(BENCHMARKS))
-    scene = HscScene(
-        bands=BANDS,
-        n_visits=3,
-        detector_size=(260, 240),
-        patch_size=100,
-        patch_border=10,
-        n_side=3,
-        faintest=3e4,
-        brightest=1e5,
-        sky_left=1.0,
-    )
-    write_repository(root, scene, **options)
+    write_repository(root, HscScene.small(bands=BANDS), **options)
     return root
 
 

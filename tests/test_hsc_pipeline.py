@@ -90,17 +90,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         sys.path.remove(str(BENCHMARKS))
     root = tmp_path_factory.mktemp("hsc") / "repo"
-    scene = HscScene(
-        n_visits=3,
-        detector_size=(260, 240),
-        patch_size=100,
-        patch_border=10,
-        n_side=3,
-        faintest=3e4,
-        brightest=1e5,
-        sky_left=1.0,
-    )
-    write_repository(root, scene)
+    write_repository(root, HscScene.small())
     return root
 
 
