@@ -52,7 +52,9 @@ PATCH_NUMBERS = {
     "n_stars": NumberInfo("", "Lone stars that were measured", 0),
     "star_fwhm": NumberInfo("pix", "FWHM of lone bright stars, median"),
     "star_fwhm_scatter": NumberInfo("pix", "FWHM of lone bright stars, scatter"),
-    "psf_residual": NumberInfo("", "Largest pixel of what the PSF leaves of bright stars, over their peak"),
+    "psf_residual": NumberInfo(
+        "", "Largest pixel of what the PSF leaves of bright stars, over their peak", 4
+    ),
     "ring_depth": NumberInfo("", "Depth of rings around the brightest stars, over their peak", 4),
     "flux_ratio": NumberInfo("", "Flux of stars over that in the reference, median", 4),
     "flux_ratio_scatter": NumberInfo("", "Flux of stars over that in the reference, scatter", 4),
