@@ -25,9 +25,10 @@ from lsst.latent_coadds.restoration import (
     measure_interval,
     restore,
 )
+from lsst.latent_coadds.restoration._accelerated import local_precision
 from lsst.latent_coadds.restoration._model import make_operator
 from lsst.latent_coadds.restoration._point_finder import PointFinder
-from lsst.latent_coadds.restoration._point_sources import MatchedFilter
+from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._student import student_quantile
 from lsst.latent_coadds.restoration._uncertainty import smooth_variance
@@ -141,6 +142,29 @@ def test_points_are_found_at_their_places_and_measured() -> None:
     assert matched.flux_error == pytest.approx(
         (1 / (4 * np.pi * widths**2) / 0.02**2).sum() ** -0.5, rel=0.01
     )
+
+
+def test_points_are_found_anew_where_exposures_are_missing() -> None:
+    """Two of four exposures have data: what stands out by 4.5 of their sigma is found, and no less."""
+    stack = make_stack(2, [(48.3, 47.6, 1.0)], sigma=1e-6)
+    variance = torch.full_like(stack.image, 0.3**2)
+    half = torch.ones_like(stack.good)
+    half[::2] = False
+    operator = make_operator(stack, 1.0, 0.0)
+    whole = ExposureStack(stack.image, variance, torch.ones_like(half), stack.psf)
+    seen = ExposureStack(stack.image, variance, half, stack.psf)
+    quadratic = NonNegativeQuadratic(operator, whole.exposure_weights())
+    matched = MatchedFilter(quadratic, 1.0, local_precision(quadratic, seen, whole.exposure_weights()))
+    middle = operator.margin + 48
+    error = matched.flux_error / float(matched.coverage[middle, middle]) ** 0.5
+    assert error > 1.3 * matched.flux_error
+    star = operator.transform(operator.adjoint(seen.inverse_variance * stack.image))
+    for strength, n_found in ((2.5, 0), (4.5, 1)):
+        left = matched.left(-strength * error * star)
+        points = PointFinder(matched, 3.5).again(left, PointSources.none(matched.device))[1]
+        assert len(points) == n_found
+    assert float(points.x[0] - operator.margin) == pytest.approx(48.3, abs=0.1)
+    assert float(points.flux[0]) == pytest.approx(4.5 * error, rel=0.05)
 
 
 def test_significance_of_noise_is_a_standard_gaussian_in_spite_of_masks() -> None:

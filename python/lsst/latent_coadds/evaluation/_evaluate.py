@@ -170,7 +170,13 @@ def evaluate_patch(
             for c, start in (("x", coadd.bbox.x.start), ("y", coadd.bbox.y.start))
         )
         measured = measure_injected(coadd, sources, x, y, radius=radius)
-        snr, detected = detect_injected(found, x, y, radius=0.6 * figures.psf_fwhm)
+        snr, detected = detect_injected(
+            found,
+            x,
+            y,
+            radius=0.6 * figures.psf_fwhm,
+            size=np.asarray(sources["half_light_radius"]) / coadd.pixel_scale,
+        )
         table = sources.copy()
         table["snr"] = snr
         for column in measured.colnames:

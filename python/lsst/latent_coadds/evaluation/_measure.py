@@ -51,7 +51,7 @@ class Detected:
 
 
 def detect_injected(
-    figures: CoaddFigures, x: np.ndarray, y: np.ndarray, *, radius: float
+    figures: CoaddFigures, x: np.ndarray, y: np.ndarray, *, radius: float, size: np.ndarray
 ) -> tuple[np.ndarray, Detected]:
     """Compare detections with the sources that were injected.
 
@@ -63,6 +63,9 @@ def detect_injected(
         Positions of the sources in its pixels.
     radius : `float`
         How far a detection may be from its source, in pixels.
+    size : `numpy.ndarray`, ``(n,)``
+        Half-light radii of the sources in pixels. What is found that much
+        farther off is a piece of the source.
 
     Returns
     -------
@@ -75,7 +78,8 @@ def detect_injected(
     index = match_positions(x, y, found.x, found.y, radius)
     snr = np.where(index >= 0, found.snr[index] if len(found) else 0.0, 0.0)
     # All of a source's pieces are its own, the purity is that of positions.
-    is_true = match_positions(found.x, found.y, x, y, radius) >= 0
+    distance = np.hypot(found.x[:, None] - x, found.y[:, None] - y)
+    is_true = (distance <= radius + size).any(axis=1)
     return snr, Detected(to_magnitude(found.flux), found.snr, is_true)
 
 

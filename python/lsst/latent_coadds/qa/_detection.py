@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("Detections", "detect_sources", "filter_with_psf", "flux_noise_map", "match_positions")
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 from scipy.fft import next_fast_len
@@ -115,8 +116,11 @@ def flux_noise_map(
     The noise of a non-negative restoration is zero almost everywhere, with a
     few specks of the flux that a fluctuation in the exposures amounts to.
     Their number, and not the scatter, says what a detection is worth. So the
-    noise is a fourth of the level that 3 in 100 000 of the realizations'
-    pixels exceed, which is the standard deviation where it is Gaussian.
+    noise is a fourth of the height which as many peaks of the realizations
+    exceed as peaks of Gaussian noise with the same correlation exceed four
+    standard deviations: ``n = (s1 / s0)^2 / 2 (2 pi)^-3/2 v exp(-v^2 / 2)``
+    per pixel, where s0 is the standard deviation, s1 that of the gradient and
+    v = 4 (Bond & Efstathiou 1987, MNRAS 226, 655, for high peaks).
     """
     usable = np.isfinite(variance) & (variance > 0)
     if not usable.any():
@@ -128,17 +132,44 @@ def flux_noise_map(
     if realizations is not None and len(realizations):
         empty = usable & (filled < 2 * opened if sky is None else sky)
         sign = -1 if negative else 1
-        # One by one, for the realizations of a large patch fill the memory.
-        scaled = [
-            (filter_with_psf(plane, psf)[empty] / noise[empty]).astype(np.float32) for plane in realizations
-        ]
-        noise *= max(float(np.quantile(sign * np.concatenate(scaled), _ONE_SIDED)), 0.0) / 4
+        noise *= _peak_noise(
+            (sign * filter_with_psf(plane, psf) / noise for plane in realizations), empty, psf
+        )
         usable &= noise > 0
     return np.where(usable, noise, np.inf)
 
 
-_ONE_SIDED = 0.99996833
-"""Part of a normal distribution below four standard deviations."""
+_LEVEL = 5.0
+"""How high the peaks are that noise is known by, in its standard deviations."""
+
+_FEWEST_PEAKS = 4.0
+"""Where fewer are so high, these many are taken."""
+
+
+def _peak_noise(planes: Iterable[np.ndarray], empty: np.ndarray, psf: np.ndarray) -> float:
+    """Return the standard deviation of the Gaussian noise that has as many high peaks."""
+    heights, square, products = [], 0.0, np.zeros(2)
+    n, pairs = 0, np.zeros(2)
+    both = (empty[1:] & empty[:-1], empty[:, 1:] & empty[:, :-1])
+    # One by one, for the realizations of a large patch fill the memory.
+    for plane in planes:
+        heights.append(_find_peaks(plane, psf, 0.0, empty).snr)
+        square, n = square + float(np.sum(plane[empty] ** 2)), n + int(np.count_nonzero(empty))
+        sides = (plane[1:] * plane[:-1], plane[:, 1:] * plane[:, :-1])
+        products += [float(np.sum(side[which])) for side, which in zip(sides, both, strict=True)]
+        pairs += [np.count_nonzero(which) for which in both]
+    if square == 0.0 or not pairs.all():
+        return 0.0
+    correlation = np.clip(products / pairs / (square / n), 1e-3, 1.0 - 1e-6)
+    # The correlation of noise seen through a Gaussian is a Gaussian.
+    bend = float(-2.0 * np.log(correlation).sum())
+    levels = np.linspace(_LEVEL, 1.5, 351)
+    expected = n * bend / 2.0 * (2.0 * np.pi) ** -1.5 * levels * np.exp(-0.5 * levels**2)
+    which = min(int(np.searchsorted(expected, _FEWEST_PEAKS)), len(levels) - 1)
+    highest = np.sort(np.concatenate(heights))[::-1]
+    if len(highest) <= expected[which]:
+        return float(np.sqrt(square / n))
+    return float(np.interp(expected[which], np.arange(len(highest)) + 0.5, highest)) / float(levels[which])
 
 
 def detect_sources(
@@ -179,19 +210,24 @@ def detect_sources(
     Between pixels, the peak of a star whose PSF has a FWHM of two pixels
     is up to a sixth higher than the highest pixel.
     """
-    flux = filter_with_psf(-image if negative else image, psf)
-    snr = flux / noise
+    snr = filter_with_psf(-image if negative else image, psf) / noise
+    found = _find_peaks(snr, psf, threshold, good)
+    row, column = np.rint(found.y).astype(int), np.rint(found.x).astype(int)
+    return dataclasses.replace(found, flux=found.snr * noise[row, column])
+
+
+def _find_peaks(snr: np.ndarray, psf: np.ndarray, threshold: float, good: np.ndarray | None) -> Detections:
+    """Return peaks above a threshold, highest first; their flux is not known."""
     radius = max(1, round(0.5 * equivalent_width(psf)))
-    peak = (snr >= _LEAST_SHARE * threshold) & (snr == maximum_filter(snr, size=2 * radius + 1))
+    peak = (snr >= _LEAST_SHARE * threshold) & (snr == maximum_filter(snr, size=2 * radius + 1)) & (snr > 0)
     peak[[0, -1], :] = peak[:, [0, -1]] = False
     if good is not None:
         peak &= good
     y, x = np.nonzero(peak)
-    dx, higher = _vertex(flux[y, x - 1], flux[y, x], flux[y, x + 1])
-    dy, still_higher = _vertex(flux[y - 1, x], flux[y, x], flux[y + 1, x])
-    factor = higher * still_higher
-    found = Detections(x + dx, y + dy, factor * flux[y, x], factor * snr[y, x])
-    found = found[found.snr >= threshold]
+    dx, higher = _vertex(snr[y, x - 1], snr[y, x], snr[y, x + 1])
+    dy, still_higher = _vertex(snr[y - 1, x], snr[y, x], snr[y + 1, x])
+    height = higher * still_higher * snr[y, x]
+    found = Detections(x + dx, y + dy, height, height)[height >= threshold]
     return found[np.argsort(-found.snr, kind="stable")]
 
 

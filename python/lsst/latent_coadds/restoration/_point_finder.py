@@ -199,8 +199,10 @@ class PointFinder:
             same = self._measure_again(left, points)
             shown = same.flux > self.threshold * self.matched.flux_errors(same)
             same = dataclasses.replace(same, flux=same.flux * shown)
-        found = self.candidates(left, n_rounds=1)
-        remains = self.matched.residual(left, found)
+        # Peaks are looked for as in data without gaps, for significances allow for coverage themselves.
+        filled = self.matched.fill(left)
+        found = self.candidates(filled, n_rounds=1)
+        remains = self.matched.thin(self.matched.residual(filled, found))
         return same, self.judge(remains, found)
 
     def _measure_again(self, left: torch.Tensor, points: PointSources) -> PointSources:

@@ -233,6 +233,13 @@ class MatchedFilter:
         share = self.coverage.clamp(_LEAST_FILLED, 1.0)
         return self.operator.transform(self.operator.untransform(left) / share)
 
+    def thin(self, filled: torch.Tensor) -> torch.Tensor:
+        """Return what `fill` made of what is left as it was before."""
+        if self.coverage is None:
+            return filled
+        share = self.coverage.clamp(_LEAST_FILLED, 1.0)
+        return self.operator.transform(self.operator.untransform(filled) * share)
+
     def add(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return the padded transform of filtered data with points more."""
         return signal + self._response * self._place(points)
