@@ -15,10 +15,14 @@ off again.
 
 from __future__ import annotations
 
+import sys
+import tempfile
+import types
 from collections.abc import Callable
 
 import measure
 import numpy as np
+from astropy.io import fits
 from photutils.detection import find_peaks
 from scenes import Scene
 from scipy.ndimage import gaussian_filter
@@ -213,6 +217,42 @@ def deconvolve(scene: Scene) -> Image:
     return result, np.pad(own_psf / own_psf.sum(), 5)
 
 
+def mfdeconv(scene: Scene, n_iter: int = 20) -> Image:
+    """Run the multi-frame deconvolution of SetiAstro Suite Pro, with the defaults of its window.
+
+    It reads and writes files and measures PSFs itself; here it gets the true
+    ones. Its engine needs Qt to report progress, and a torch of its own.
+    """
+    import torch
+
+    stand_in("PyQt6")
+    stand_in("PyQt6.QtCore", QObject=object, QThread=object, pyqtSignal=lambda *_, **__: None)
+    stand_in("PyQt6.QtWidgets", QApplication=types.SimpleNamespace(instance=lambda: None))
+    stand_in("setiastro.saspro.runtime_torch", import_torch=lambda **_: torch)
+    from setiastro.saspro import mfdeconv as engine
+
+    psfs = [np.ascontiguousarray(psf, dtype=np.float32) for psf in scene.psf]
+    engine._build_psf_and_assets = lambda *_, **__: (psfs, None, None, None)
+    variances = [np.full(scene.image.shape[1:], sigma**2, dtype=np.float32) for sigma in scene.sigma]
+    # Zero is a pixel that counts: it turns masks round, and fails without any.
+    masks = [np.zeros_like(variance) for variance in variances]
+    with tempfile.TemporaryDirectory() as directory:
+        paths = [f"{directory}/{number}.fits" for number in range(len(psfs))]
+        for path, plane in zip(paths, scene.image, strict=True):
+            fits.PrimaryHDU(plane.astype(np.float32)).writeto(path)
+        settings = {"kappa": 2.0, "huber_delta": -2.0, "color_mode": "luma"}
+        output = f"{directory}/output.fits"
+        written = engine.multiframe_deconv_normal_rebuild(
+            paths, output, iters=n_iter, masks=masks, variances=variances, **settings
+        )
+        return smooth(np.squeeze(fits.getdata(written)).astype(float))
+
+
+def stand_in(name: str, **members: object) -> None:
+    """Put a module with these members in the place of another, if that was not imported."""
+    sys.modules.setdefault(name, types.ModuleType(name)).__dict__.update(members)
+
+
 CODES: dict[str, Code] = {
     "plain": plain,
     "richardson_lucy": richardson_lucy,
@@ -223,4 +263,5 @@ CODES: dict[str, Code] = {
     "deep_image_prior": deep_image_prior,
     "starred": starred,
     "deconvolve": deconvolve,
+    "mfdeconv": mfdeconv,
 }

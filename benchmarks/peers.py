@@ -7,7 +7,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Other codes on the same exposures, with the same measurements.
 
-    pip install scikit-image deepinv starred-astro
+    pip install scikit-image deepinv starred-astro && pip install --no-deps setiastrosuitepro
     python benchmarks/peers.py --field small --save small.json --seeds 0 1 2
     python benchmarks/peers.py --save peers.json --seeds 0 1 2 --codes plain imagemm richardson_lucy
 
