@@ -22,6 +22,7 @@ from lsst.latent_coadds.restoration import (
     ExposureStack,
     FrameGeometry,
     InvalidStackError,
+    measure_point_error,
     restore,
 )
 from lsst.latent_coadds.restoration._sampling import FrameSampler, coarsen, refine
@@ -341,3 +342,20 @@ def test_combined_on_frames() -> None:
     for x, y, flux in stars[:3]:
         assert aperture(result.image, x, y, 4.0) == pytest.approx(flux, rel=0.04)
     np.testing.assert_allclose(result.chi2.numpy(), 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize("oversampling", [1.0, 1.5])
+def test_error_of_a_point_is_that_of_the_pixels_of_the_detectors(oversampling: float) -> None:
+    stack, _ = make_stack(oversampling)
+    assert stack.frames is not None
+    rng = np.random.default_rng(7)
+    x = y = 42.0 * oversampling
+    precision = 0.0
+    for t, angle in enumerate((0.2, 1.9, 3.3, 5.0)):
+        dither = tuple(rng.uniform(-2, 2, 2))
+        frame = Frame(84, angle=angle, oversampling=oversampling, dither=dither, **DISTORTED)
+        profile = galsim.Moffat(beta=3.0, fwhm=0.6 + 0.1 * t).shear(g1=0.03, g2=0.02 * t)
+        seen = frame.draw(profile, [(x, y, 1.0)]) * stack.good[t].numpy()
+        precision += (seen**2).sum() / 0.5**2
+    error = float(measure_point_error(stack)[round(y), round(x)])
+    assert error == pytest.approx(precision**-0.5, rel=0.03)

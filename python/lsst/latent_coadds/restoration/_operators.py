@@ -273,7 +273,8 @@ class ConvolutionOperator:
             if self.sampler is None:
                 seen = torch.fft.rfft2(weight[t], s=self.fft_shape)
             else:
-                seen = self._spread(self.sampler, weight[which], which)[0]
+                # A pixel of the exposure has the light of as many latent pixels.
+                seen = self._spread(self.sampler, weight[which], which)[0] * self.sampler.gains[t]
             total += seen * square.conj()
         return self.untransform(total)
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Depth", "Significance", "make_significance", "measure_depth")
+__all__ = ("Depth", "Significance", "make_significance", "measure_depth", "measure_point_error")
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,6 +20,7 @@ import torch
 
 from ._direct import direct_coadd
 from ._model import make_operator
+from ._operators import ConvolutionOperator
 from ._peaks import detect_peaks, local_maximum
 from ._settings import DirectSettings
 from ._stack import ExposureStack
@@ -100,13 +101,34 @@ def make_significance(stack: ExposureStack, *, clip: bool = True) -> Significanc
     return _filter(stack, stack.image, stack.inverse_variance * kept)
 
 
+def measure_point_error(stack: ExposureStack) -> torch.Tensor:
+    """Return the error of the flux of an isolated point source at each pixel.
+
+    Parameters
+    ----------
+    stack : `ExposureStack`
+        The exposures.
+
+    Returns
+    -------
+    error : `torch.Tensor`, shape (H, W)
+        The Cramér-Rao error, ``flux_error`` of `Significance`; infinite
+        without data.
+    """
+    return _point_error(make_operator(stack, 0.0, 0.0), stack.inverse_variance)
+
+
+def _point_error(operator: ConvolutionOperator, weight: torch.Tensor) -> torch.Tensor:
+    precision = operator.crop(operator.square_weight(weight))
+    seen = precision > 1e-4 * precision.max()
+    return torch.where(seen, precision.clamp_min(1e-30).rsqrt(), torch.inf)
+
+
 def _filter(stack: ExposureStack, image: torch.Tensor, weight: torch.Tensor) -> Significance:
     operator = make_operator(stack, 0.0, 0.0)
     signal = operator.crop(operator.adjoint(weight * image))
-    precision = operator.crop(operator.square_weight(weight))
-    seen = precision > 1e-4 * precision.max()
-    error = torch.where(seen, precision.clamp_min(1e-30).rsqrt(), torch.inf)
-    return Significance(torch.where(seen, signal * error, 0.0), error)
+    error = _point_error(operator, weight)
+    return Significance(torch.where(torch.isfinite(error), signal * error, 0.0), error)
 
 
 def measure_depth(
