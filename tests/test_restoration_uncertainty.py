@@ -23,6 +23,7 @@ from lsst.latent_coadds.restoration import (
     make_significance,
     measure_depth,
     measure_interval,
+    measure_point_error,
     restore,
 )
 from lsst.latent_coadds.restoration._accelerated import local_precision
@@ -218,3 +219,28 @@ def test_variance_of_a_sky_of_specks_is_as_even_as_the_exposures() -> None:
     truth = math.sqrt(0.003) / precision.sqrt()
     assert float((sigma / truth - 1.0)[empty].abs().max()) < 0.15
     assert 0.5 < float(sigma[61, 61]) < 1.5
+
+
+def test_error_of_a_point_is_that_of_the_exposures_that_are_there() -> None:
+    error = measure_point_error(make_stack(1, []))
+    square = np.array([4 * math.pi * (w / 2.35482) ** 2 for w in (3.0, 3.6, 4.2, 4.8)])
+    all_four, three = (0.3 * (1 / part).sum() ** -0.5 for part in (square, square[1:]))
+    assert float(error[70, 70]) == pytest.approx(all_four, rel=0.01)
+    assert float(error[40, 70]) == pytest.approx(three, rel=0.01)
+
+
+def test_a_star_below_the_threshold_is_a_source_of_the_realizations() -> None:
+    # Four sigma are half a sigma below the threshold: the star is no point, and its errors are no sky's.
+    stack = make_stack(0, [])
+    flux = 4.0 * float(measure_point_error(stack)[70, 70])
+    y, x = np.mgrid[:SIZE, :SIZE]
+    w = np.array([3.0, 3.6, 4.2, 4.8])[:, None, None] / 2.35482
+    star = np.exp(-((x - 66.0) ** 2 + (y - 70.0) ** 2) / (2 * w**2)) / (2 * np.pi * w**2)
+    noiseless = ExposureStack(flux * star, stack.variance, stack.good, stack.psf)
+    result = restore(noiseless, "imagemm", n_realizations=16, point_threshold=4.5)
+    here, elsewhere = (
+        measure_interval(result, np.ones((1, 1)), 0.95, corner=(70, column)) for column in (66, 20)
+    )
+    assert here.on_source and not elsewhere.on_source
+    assert here.low < flux * float(result.psf.max()) < here.high
+    assert here.error > 3.0 * elsewhere.error

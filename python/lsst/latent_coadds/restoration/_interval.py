@@ -30,11 +30,27 @@ _FEWEST = 24
 """Fewer such places say too little about the sky."""
 
 _MOST = 1.5
-"""Largest factor by which missing exposures raise the errors of the sky."""
+"""Largest factor by which errors of the sky are taken to differ from place to place."""
 
-_SOURCE, _RESTLESS = 5.0, 2.0
-"""A measurement is on a source if it is above the first of these in units of
-its errors in the sky, or if its errors are above the second.
+_SOURCE, _RESTLESS = 5.0, 1.5
+"""A place is on a source if the measurement, there or `_BESIDE` it, is above the
+first of these in units of its errors in the sky, or if its errors are above the
+second.
+"""
+
+_BESIDE = 2
+"""Pixels by which a measurement is moved to see whether a source is next to it."""
+
+_PASSES = 3
+"""How often places that are on sources are taken out of the sky."""
+
+_LINEAR = 2.0
+"""Errors of the sky up to which an interval on a source counts in differences, and not in factors."""
+
+_CURVED, _LEAST_LEFT, _STEEPEST = 1.5, 0.5, 5.0
+"""What is taken off the variance where realizations are curved, in units of their
+squared bias; the share of the variance that stays in any case; and the largest bias
+that curvature makes, in units of the variance (both on the asinh scale).
 """
 
 
@@ -97,16 +113,28 @@ class ErrorModel:
     *On a source* their mean is the bias, which is taken off, and their
     standard deviation s gives the interval ``+- t s sqrt(1 + 1/N)``, with
     Student's t of N - 1 degrees of freedom: it covers for any N from 2 on.
+    This happens on an asinh scale that is linear up to two errors of the sky,
+    for the place of a star enters a pixel as a factor: the logarithm of a
+    Gaussian is a square of distances. If d is Gaussian with a variance of
+    s^2 along each of two axes, the expected value of its square is off by
+    2 s^2, and the variance of the square is 4 s^2 (|d|^2 + s^2), with |d|^2
+    too large by 2 s^2 where it is measured: by twice the squared bias. So
+    realizations scatter too much where they are curved, which is where they
+    are too low on average and vary by tens of per cent. One and a half times
+    the squared bias is taken off there: not twice, for intervals of skewed
+    errors must not be too narrow.
 
     *In the sky* errors are far from Gaussian where a restoration is
     non-negative: mostly tiny, and sometimes a speck. But there the errors of
     any other place in the sky are as good. The measurement is therefore
-    repeated at several hundred places on each realization, and the interval
+    repeated at up to a hundred places of each realization, and the interval
     is bounded by quantiles of these errors, each in units of what the
     variance plane expects there (which knows about missing exposures).
 
-    A measurement is on a source if it exceeds five errors of the sky, or if
-    the realizations differ there twice as much as in the sky.
+    A place is on a source if the measurement exceeds five errors of the sky
+    there or two pixels away, or if the realizations differ there more than
+    1.5 times as much as in the sky. Neither such places nor such errors are
+    the sky's: where the image has them, it is not called sky.
     """
 
     def __init__(
@@ -183,23 +211,20 @@ class ErrorModel:
             half = student_quantile(0.5 + 0.5 * level, math.inf) * math.hypot(white, more)
             return Interval(value, 0.0, math.hypot(white, more), value - half, value + half, level, False)
         errors = self.realizations[:, rows, columns][:, used].astype(np.float64) @ w
-        sky = self._sky_errors(weights, white)
-        spread = float(np.sqrt(np.mean(sky**2))) if sky.size else 0.0
-        on_source = abs(value) > _SOURCE * spread or float(np.mean(errors**2)) > (_RESTLESS * spread) ** 2
+        sky, spread = self._measure_sky(weights, white)
+        nearby = self._measure(self.image, weights, *_around(np.array([corner[0]]), np.array([corner[1]])))
+        on_source = _is_source(nearby, np.mean(errors[None] ** 2, axis=1), spread)[0]
         if on_source:
-            bias = float(errors.mean())
-            error = float(errors.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n)
-            half = student_quantile(0.5 + 0.5 * level, n - 1) * error
-            low, high = bias - half, bias + half
+            bias, error, low, high = _student_interval(value, errors, level, _LINEAR * spread, more)
         else:
             tail = 0.5 - 0.5 * level
-            low, high = (float(q) for q in np.quantile(sky, (tail, 1.0 - tail)))
+            low, high = (value - float(q) for q in np.quantile(sky, (1.0 - tail, tail)))
             bias, error = float(np.median(sky)), float(np.std(sky))
-        if more > 0.0:
-            factor = math.hypot(error, more) / error
-            low, high = (bias + factor * (bound - bias) for bound in (low, high))
-            error *= factor
-        return Interval(value, bias, error, value - high, value - low, level, on_source)
+            if more > 0.0:
+                factor = math.hypot(error, more) / error
+                low, high = (value - bias + factor * (bound - value + bias) for bound in (low, high))
+                error *= factor
+        return Interval(value, bias, error, low, high, level, bool(on_source))
 
     def _place(self, weights: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
         """Return the rows and columns that weights stand for."""
@@ -216,29 +241,97 @@ class ErrorModel:
         rows, columns = (slice(start, start + n) for start, n in zip(corner, weights.shape, strict=True))
         return rows, columns
 
-    def _sky_errors(self, weights: np.ndarray, white: float) -> np.ndarray:
-        """Return errors of the measurement at other places, as if the noise were that of this one."""
-        rows, columns = (np.flatnonzero(weights.any(axis=k)) for k in (1, 0))
-        if not len(rows):
-            return np.zeros(0)
-        stamp = weights[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        starts = [
-            np.unique(np.linspace(0, size - n, _LATTICE).astype(int))
-            for size, n in zip(self.image.shape, stamp.shape, strict=True)
+    def _measure(
+        self, planes: np.ndarray, weights: np.ndarray, rows: np.ndarray, columns: np.ndarray
+    ) -> np.ndarray:
+        """Return a measurement on planes (..., H, W) with weights that start at rows and columns.
+
+        Places (any shape) that leave the planes are moved inside.
+        """
+        used_rows, used_columns = (np.flatnonzero(weights.any(axis=k)) for k in (1, 0))
+        stamp = weights[used_rows[0] : used_rows[-1] + 1, used_columns[0] : used_columns[-1] + 1]
+        windows = sliding_window_view(planes, stamp.shape, axis=(-2, -1))
+        height, width = windows.shape[-4:-2]
+        rows = np.clip(rows + used_rows[0], 0, height - 1)
+        columns = np.clip(columns + used_columns[0], 0, width - 1)
+        return np.tensordot(windows[..., rows, columns, :, :], stamp, axes=2)
+
+    def _measure_sky(self, weights: np.ndarray, white: float) -> tuple[np.ndarray, float]:
+        """Return errors (n,) of the measurement in the sky, and their rms.
+
+        The errors are for as much noise as there is at a place with the
+        error ``white`` in white noise. Where there is no sky they are none.
+        """
+        used_rows, used_columns = (np.flatnonzero(weights.any(axis=k)) for k in (1, 0))
+        if not len(used_rows):
+            return np.zeros(0), 0.0
+        lines = [
+            np.unique(np.linspace(-used[0], size - 1 - used[-1], _LATTICE).astype(int))
+            for size, used in zip(self.image.shape, (used_rows, used_columns), strict=True)
         ]
-        places = np.ix_(*starts)
-        variance = sliding_window_view(self.variance, stamp.shape)[places]
-        scale = np.sqrt(np.einsum("ijkl,kl->ij", variance, stamp**2)).reshape(-1)
+        rows, columns = (g.reshape(-1) for g in np.meshgrid(*lines, indexing="ij"))
+        scale = np.sqrt(self._measure(self.variance, weights**2, rows, columns))
         finite = np.isfinite(scale)
         if finite.sum() < _FEWEST:
-            return np.zeros(0)
-        every = np.arange(len(self.realizations))
-        noise = sliding_window_view(self.realizations, stamp.shape, axis=(1, 2))[np.ix_(every, *starts)]
-        errors = np.tensordot(noise, stamp, axes=2).reshape(len(every), -1)
-        sky = finite & (scale <= 1.5 * np.quantile(scale[finite], 0.2))
-        # Near a source the variance plane says less about the sky.
-        factor = np.clip(white / np.median(scale[sky]), 1.0, _MOST)
-        return (errors[:, sky] * factor).reshape(-1)
+            return np.zeros(0), 0.0
+        quiet = finite & (scale <= 1.5 * np.quantile(scale[finite], 0.2))
+        noise = self._measure(self.realizations, weights, rows, columns).T
+        nearby = self._measure(self.image, weights, *_around(rows, columns))
+        square = np.mean(noise**2, axis=1)
+        spread = math.sqrt(square[quiet].mean())
+        for _ in range(_PASSES):
+            fewer = quiet & ~_is_source(nearby, square, spread)
+            if fewer.sum() < _FEWEST:
+                break
+            quiet, spread = fewer, math.sqrt(square[fewer].mean())
+        factor = np.clip(white / scale[quiet], 1.0 / _MOST, _MOST)
+        errors = (noise[quiet] * factor[:, None]).reshape(-1)
+        return errors[np.abs(errors) <= _SOURCE * spread], spread
+
+
+def _around(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows and columns (n, 9) of places (n,) and of those beside them."""
+    step = np.array([-_BESIDE, 0, _BESIDE])
+    down, right = (g.reshape(-1) for g in np.meshgrid(step, step, indexing="ij"))
+    return rows[:, None] + down, columns[:, None] + right
+
+
+def _is_source(nearby: np.ndarray, square: np.ndarray, spread: float) -> np.ndarray:
+    """Return whether (n,) places are on sources, from values (n, 9) there and mean squared errors (n,)."""
+    return (np.abs(nearby).max(axis=1) > _SOURCE * spread) | (square > (_RESTLESS * spread) ** 2)
+
+
+def _student_interval(
+    value: float, errors: np.ndarray, level: float, soft: float, more: float
+) -> tuple[float, float, float, float]:
+    """Return bias, standard error and both ends of the interval of a measurement on a source.
+
+    Parameters
+    ----------
+    value : `float`
+        The measurement.
+    errors : `numpy.ndarray`, shape (N,)
+        Its errors in the realizations.
+    level : `float`
+        How often the interval should contain the truth.
+    soft : `float`
+        Value at which the asinh scale turns from a linear to a logarithmic one.
+    more : `float`
+        Another error, known already.
+    """
+    n = len(errors)
+    soft = max(soft, 1e-9 * (abs(value) + float(np.abs(errors).max())), 1e-300)
+    middle = math.asinh(value / soft)
+    steps = np.arcsinh((value + errors) / soft) - middle
+    shift, square = float(steps.mean()), float(steps.var(ddof=1))
+    bias = min(max(-shift, 0.0), _STEEPEST * square)
+    curved = _CURVED * max(bias**2 - square / n, 0.0)
+    square = max(square - curved, _LEAST_LEFT * square) * (1.0 + 1.0 / n)
+    square += (more / math.hypot(value, soft)) ** 2
+    half = student_quantile(0.5 + 0.5 * level, n - 1) * math.sqrt(square)
+    centre, low, high = (soft * math.sinh(middle - shift + k * half) for k in (0, -1, 1))
+    error = math.hypot(float(errors.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n), more)
+    return value - centre, error, low, high
 
 
 def measure_interval(

@@ -320,7 +320,10 @@ def describe(
     corrected = output.correct(transform, gradient)
     known = 0.0 if apart is None else apart.image
     image = output.narrow(corrected) + known
-    bootstrap = Bootstrap(quadratic, fidelity, spread, transform, gradient, corrected, settings.target_fwhm)
+    threshold = 0.0 if apart is None else apart.threshold
+    bootstrap = Bootstrap(
+        quadratic, fidelity, spread, transform, gradient, corrected, settings.target_fwhm, threshold
+    )
     # What it knows of is the rest; its data have all.
     rest, bootstrap.sky = bootstrap.sky, bootstrap.sky + light
     images = (

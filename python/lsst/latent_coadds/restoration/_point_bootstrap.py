@@ -19,15 +19,19 @@ import torch
 from ._accelerated import AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._kernels import convolve, gaussian_kernel
 from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import PointSources
 from ._residual import ResidualCorrection, SourceDiscs, covered_weight
 from ._settings import ImageMMSettings
-from ._uncertainty import GROWTH, replicate
+from ._uncertainty import GROWTH, find_missed, replicate
 
 _THRESHOLD = 4.0
 """Where the matched filter finds more than this, in sigma, besides the points, is structure."""
+
+_SMOOTH = 2.5
+"""FWHM in pixels of the Gaussian that takes the noise out of structure."""
 
 _STEPS = 50
 """Steps of a refit."""
@@ -53,10 +57,14 @@ class PointBootstrap:
     Notes
     -----
     The sky consists of the points, of the corrected latent image where the
-    matched filter finds something besides, and of nothing else. From the data
+    matched filter finds something besides, and of nothing else. The latent
+    image is smoothed for it: its specks are noise, which a fit that starts
+    with them finds again, and which would count as light otherwise. From the data
     of each realization points are found and measured anew, so that their
     places and fluxes err as those of the result do, and sources close to the
-    threshold are lost now and then.
+    threshold are lost now and then. What the matched filter finds closely
+    below the threshold may be such a source: it is a point of that sky too,
+    though it is none of the result.
 
     The noise is white and Gaussian, as the variance plane has it. Errors of
     the PSFs, of the registration, of the flux scales and correlated input
@@ -67,7 +75,7 @@ class PointBootstrap:
         self, solution: AcceleratedFit, corrected: torch.Tensor, spread: float, settings: ImageMMSettings
     ) -> None:
         self._quadratic, self._fidelity = solution.quadratic, solution.fidelity
-        self._matched, self._points, self._settings = solution.matched, solution.points, settings
+        self._matched, self._settings = solution.matched, settings
         self._finder = PointFinder(solution.matched, settings.point_threshold)
         self._operator = operator = solution.quadratic.operator
         self._discs = SourceDiscs(self._quadratic, covered_weight(self._quadratic, self._fidelity))
@@ -76,7 +84,10 @@ class PointBootstrap:
         self.structure = local_maximum(
             (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
         )
-        self._broad = operator.transform(operator.untransform(corrected) * self.structure)
+        structure = operator.untransform(corrected) * self.structure
+        self._broad = operator.transform(convolve(structure, gaussian_kernel(_SMOOTH, 9)))
+        missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
+        self._points = solution.points.join(missed)
         self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
         self.sky = self._matched.light(self._points) + self._broad
 

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-__all__ = ("GROWTH", "Bootstrap", "replicate", "smooth_variance")
+__all__ = ("GROWTH", "Bootstrap", "find_missed", "replicate", "smooth_variance")
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -61,6 +61,9 @@ _LEAST_PRECISION = 0.05
 _LOOKS = 5
 """How often sky and sources are told apart."""
 
+_BELOW = 1.0
+"""How far, in sigma, below the threshold of points something may be a point that was missed."""
+
 GROWTH = 3
 """Pixels by which what a matched filter finds, or what is bright, spreads."""
 
@@ -85,6 +88,9 @@ class Bootstrap:
         Padded transform of the solution with its linear correction.
     target_fwhm : `float`
         FWHM of the PSF of the result.
+    point_threshold : `float`, optional
+        Significance from which on points have been taken out of the solution;
+        0 if they have not. What is closely below it may be a point.
 
     Notes
     -----
@@ -115,6 +121,7 @@ class Bootstrap:
         gradient: torch.Tensor,
         corrected: torch.Tensor,
         target_fwhm: float,
+        point_threshold: float = 0.0,
     ) -> None:
         operator = quadratic.operator
         self._quadratic, self._fidelity, self._operator = quadratic, fidelity, operator
@@ -132,7 +139,9 @@ class Bootstrap:
         self.bright = points.select(points.flux > _KNOWN * self._matched.flux_error)
         self._broad = operator.transform(operator.untransform(corrected) * self.structure)
         self._points, self._target_fwhm = points, target_fwhm
-        self.sky = self._matched.light(points) + self._broad
+        rest = self._matched.residual(signal, points)
+        self._missed = find_missed(self._matched, rest, self.structure, point_threshold)
+        self.sky = self._matched.light(points.join(self._missed)) + self._broad
 
     def replicate(self, n_realizations: int, generator: torch.Generator) -> Iterator[HuberFidelity]:
         """Yield data terms with other data of the same sky; see `replicate`."""
@@ -194,7 +203,8 @@ class Bootstrap:
         realizations : `torch.Tensor`, shape (N, H, W)
             Their mean is the bias that is to be expected.
         """
-        truth = self._matched.render(self._points, self._target_fwhm) + narrow(self._broad)
+        points = self._points.join(self._missed)
+        truth = self._matched.render(points, self._target_fwhm) + narrow(self._broad)
         errors, moved = [], torch.zeros_like(truth)
         for image in images:
             move = self._draw_move(generator)
@@ -257,6 +267,29 @@ class Bootstrap:
         moved = PointSources(x, y, points.flux * (1.0 + _FLUX * brighter))
         render = self._matched.render
         return render(moved, self._target_fwhm, wider) - render(points, self._target_fwhm)
+
+
+def find_missed(
+    matched: MatchedFilter, signal: torch.Tensor, structure: torch.Tensor, threshold: float
+) -> PointSources:
+    """Return what may be points, and is a little below their threshold.
+
+    Parameters
+    ----------
+    matched : `MatchedFilter`
+        The filter.
+    signal : `torch.Tensor`
+        Padded transform of the filtered data without the points that were found.
+    structure : `torch.Tensor`, shape ``latent_shape``
+        1 where there is something that is no point, 0 elsewhere.
+    threshold : `float`
+        Significance from which on points are found; 0 if none are.
+    """
+    if threshold <= 0.0:
+        return PointSources.none(matched.device)
+    found = PointFinder(matched, threshold - _BELOW).candidates(signal, n_rounds=1)
+    strength = found.flux / matched.flux_errors(found)
+    return found.select((strength > threshold - _BELOW) & (matched.at(structure, found) == 0.0))
 
 
 def replicate(
