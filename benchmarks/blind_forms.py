@@ -107,7 +107,8 @@ def learn_decoder(stack: ExposureStack, n_steps: int, anchor: float, rate: float
     They are ``f exp(a)``, normalised: positive, with a sum of one; a is
     drawn to zero by ``anchor``, and its centroid stays.
     """
-    settings = AstroClearNetSettings()
+    # Stars are made by the network, as in the paper: points apart would have the PSFs as told.
+    settings = AstroClearNetSettings(point_threshold=0.0)
     preparation = prepare(stack, settings, torch.Generator().manual_seed(0))
     network = preparation.make_network()
     if preparation.start is not None:
