@@ -253,6 +253,7 @@ def test_what_is_right_is_of_no_concern() -> None:
     np.testing.assert_allclose(numbers["flux_ratio"], 1.0, atol=0.02)
     np.testing.assert_allclose(numbers["sky_rms"], SIGMA, rtol=0.03)
     np.testing.assert_allclose(numbers["sky_rms_over_sigma"], 1.0, rtol=0.03)
+    np.testing.assert_allclose(numbers["sky_spread_over_noise"], 1.0, rtol=0.03)
     np.testing.assert_allclose(numbers["aperture_noise_ratio"], 1.0, atol=0.1)
     np.testing.assert_allclose(numbers["area"], (200 * 0.2 / 60) ** 2)
     psf = draw_kernel(2.0)

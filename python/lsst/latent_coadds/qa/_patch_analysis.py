@@ -52,8 +52,8 @@ class PatchLimits:
     )
     variance_ratio: float = _limit(
         0.3,
-        "Natural logarithm of the scatter of empty sky over what the variance plane says. Sources too faint "
-        "to be found are part of that scatter.",
+        "Natural logarithm of the spread of empty sky below its median over that of the noise realizations, "
+        "or over what the variance plane says if there are none.",
     )
     no_data: float = _limit(0.1, "Fraction of the pixels without data.")
     rejected_inputs: float = _limit(0.1, "Fraction of the exposures that could not be used.")
@@ -219,6 +219,7 @@ def _fit_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
         "chi2_worst": float(worst),
         "n_iterations": float(metrics.get("n_iterations", 0)),
         "flux_closure_sigma": float(metrics.get("flux_closure", {}).get("sigma", np.nan)),
+        "limiting_magnitude": float(metrics.get("limiting_magnitude", np.nan)),
         "run_time": float(metrics.get("timings", {}).get("total", np.nan)),
     }
 
@@ -229,6 +230,7 @@ def _image_numbers(coadd: CoaddLike, figures: CoaddFigures, artifacts: list[Arti
     middle = len(correlation) // 2
     holes = sum(a.kind == "hole" for a in artifacts)
     clusters = sum(a.kind in ("streak", "clump") for a in artifacts)
+    expected = figures.noise_spread if np.isfinite(figures.noise_spread) else figures.sky_sigma
     return {
         "n_detections": float(len(figures.detections)),
         "depth": figures.depth,
@@ -236,6 +238,7 @@ def _image_numbers(coadd: CoaddLike, figures: CoaddFigures, artifacts: list[Arti
         "sky_mean": figures.sky_mean,
         "sky_rms": figures.sky_rms,
         "sky_rms_over_sigma": figures.sky_rms / figures.sky_sigma if figures.sky_sigma else np.nan,
+        "sky_spread_over_noise": figures.sky_spread / expected if expected else np.nan,
         "noise_rms_over_sigma": figures.noise_rms / figures.sky_sigma if figures.sky_sigma else np.nan,
         "sky_correlation_1": float(correlation[middle, middle + 1] + correlation[middle + 1, middle]) / 2,
         "aperture_noise_ratio": aperture_noise_ratio(
@@ -304,7 +307,10 @@ def _check(numbers: Mapping[str, float], limits: PatchLimits) -> list[Check]:
         "ring": (numbers["ring_depth"], numbers["ring_depth"]),
         "hole_density": (numbers["hole_density"], numbers["hole_density"]),
         "disagreement_density": 2 * (numbers.get("disagreement_density", np.nan),),
-        "variance_ratio": (numbers["sky_rms_over_sigma"], abs(np.log(numbers["sky_rms_over_sigma"]))),
+        "variance_ratio": (
+            numbers["sky_spread_over_noise"],
+            abs(np.log(numbers["sky_spread_over_noise"])),
+        ),
         "no_data": (numbers["no_data_fraction"], numbers["no_data_fraction"]),
         "rejected_inputs": 2 * (numbers["rejected_input_fraction"],),
     }

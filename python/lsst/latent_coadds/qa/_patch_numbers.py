@@ -46,6 +46,9 @@ PATCH_NUMBERS = {
     "reference_n_detections": NumberInfo("", "Sources found in the reference", 0),
     "depth": NumberInfo("mag", "Magnitude of a point source of five times its noise", 2),
     "reference_depth": NumberInfo("mag", "The same in the reference", 2),
+    "limiting_magnitude": NumberInfo(
+        "mag", "Magnitude at which half of the points exceed 5 sigma of the exposures", 2
+    ),
     "area": NumberInfo("arcmin2", "Area with data"),
     "psf_fwhm": NumberInfo("pix", "FWHM of the attached PSF"),
     "reference_psf_fwhm": NumberInfo("pix", "FWHM of the reference's PSF"),
@@ -67,6 +70,10 @@ PATCH_NUMBERS = {
     "sky_rms": NumberInfo("nJy", "Empty sky, standard deviation per pixel"),
     "reference_sky_rms": NumberInfo("nJy", "Empty sky of the reference, standard deviation per pixel"),
     "sky_rms_over_sigma": NumberInfo("", "The same of the coadd, over the variance plane's"),
+    "sky_spread_over_noise": NumberInfo(
+        "",
+        "Spread below the median of empty sky, over that of the noise realizations (or the variance plane)",
+    ),
     "noise_rms_over_sigma": NumberInfo("", "Noise realizations there, over the variance plane's"),
     "sky_correlation_1": NumberInfo("", "Correlation of neighbouring pixels of empty sky"),
     "aperture_noise_ratio": NumberInfo("", "Noise of a 3 px aperture, over that of white noise", 2),

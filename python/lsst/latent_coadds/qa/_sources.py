@@ -78,12 +78,16 @@ class CoaddFigures:
         Mean and standard deviation of the empty pixels in nJy.
     sky_sigma : `float`
         Median of the square root of their variance.
+    sky_spread : `float`
+        Root mean square of what is below their median, which sources too faint
+        to be found hardly change.
     sky_correlation : `numpy.ndarray`, ``(2 n + 1, 2 n + 1)``
         Their `autocorrelation`.
     noise_correlation : `numpy.ndarray`, ``(2 n + 1, 2 n + 1)``, or `None`
         That of the noise realizations there, if there are any.
-    noise_rms : `float`
-        Standard deviation of the noise realizations there; NaN if there are none.
+    noise_rms, noise_spread : `float`
+        Standard deviation of the noise realizations there, and their spread
+        like ``sky_spread``; NaN if there are none.
     """
 
     psf: np.ndarray
@@ -96,9 +100,11 @@ class CoaddFigures:
     sky_mean: float
     sky_rms: float
     sky_sigma: float
+    sky_spread: float
     sky_correlation: np.ndarray
     noise_correlation: np.ndarray | None
     noise_rms: float
+    noise_spread: float
 
     @property
     def depth(self) -> float:
@@ -156,10 +162,20 @@ def describe_coadd(
         sky_mean=float(np.mean(sky)) if sky.size else np.nan,
         sky_rms=float(np.std(sky)) if sky.size else np.nan,
         sky_sigma=float(np.sqrt(np.median(coadd.variance[empty]))) if sky.size else np.nan,
+        sky_spread=_lower_spread(sky),
         sky_correlation=autocorrelation(coadd.image, empty, max_lag=max_lag),
         noise_correlation=autocorrelation(coadd.noise, empty, max_lag=max_lag) if realizations else None,
         noise_rms=float(np.std(coadd.noise[:, empty])) if realizations else np.nan,
+        noise_spread=_lower_spread(coadd.noise[:, empty]) if realizations else np.nan,
     )
+
+
+def _lower_spread(values: np.ndarray) -> float:
+    """Return the root mean square of what is below the median, from there."""
+    if not values.size:
+        return np.nan
+    below = np.median(values) - values
+    return float(np.sqrt(np.mean(below[below > 0] ** 2))) if (below > 0).any() else 0.0
 
 
 def _fitted_width(psf: np.ndarray) -> float:
