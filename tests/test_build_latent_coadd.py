@@ -111,6 +111,11 @@ def test_metrics_are_plain_and_complete() -> None:
     assert metrics["tiles"][0]["history"]
     assert metrics["n_iterations"] > 0
     assert metrics["timings"]["total"] > 0
+    # Gaussians of FWHM 3.5 to 4.7 pixels, and noise of 1 nJy in each pixel.
+    precision = sum(1.0 / (4.0 * np.pi * ((3.5 + 0.3 * visit) / 2.35482) ** 2) for visit in range(5))
+    limit = 31.4 - 2.5 * np.log10(5.0 * precision**-0.5)
+    assert metrics["limiting_magnitude"] == pytest.approx(limit, abs=0.03)
+    assert limit - 0.3 < metrics["limiting_magnitude_shallow"] <= metrics["limiting_magnitude"]
 
 
 def test_exposures_that_cannot_be_opened_are_counted() -> None:

@@ -15,8 +15,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from ..adapters import BadInputError, CellAccumulator, PatchExposure, Tile
 from ..restoration import Restoration, peak_memory
+
+_ZERO_POINT = 31.4
+"""AB magnitude of 1 nJy."""
+
+_DETECTION = 5.0
+"""Significance at which a point source counts as detected."""
+
+_DEPTH_STEP = 4
+"""Every so many pixels the depth is recorded."""
 
 
 @dataclasses.dataclass
@@ -46,6 +57,7 @@ class MetricsRecorder:
         self._timings: dict[str, float] = {}
         self._plan: dict[str, Any] = {}
         self._psf_errors: dict[str, float] = {}
+        self._point_errors: list[np.ndarray] = []
 
     @property
     def rejected(self) -> dict[str, str]:
@@ -104,6 +116,12 @@ class MetricsRecorder:
             }
         )
 
+    def add_point_errors(self, errors: np.ndarray) -> None:
+        """Record the flux errors, (h, w) in nJy, of point sources in a part of the patch."""
+        # The depth is the same from one pixel to the next.
+        seen = errors[::_DEPTH_STEP, ::_DEPTH_STEP]
+        self._point_errors.append(seen[np.isfinite(seen)])
+
     def to_dict(
         self,
         exposures: Sequence[PatchExposure],
@@ -149,6 +167,7 @@ class MetricsRecorder:
                 "timings": self._timings,
                 "peak_memory": peak_memory() / 2**30,
                 "psf_error": max(self._psf_errors.values(), default=0.0),
+                **_limiting_magnitudes(self._point_errors),
                 **self._plan,
                 "tiles": self._tiles,
             }
@@ -186,6 +205,16 @@ def _reduced(figures: Sequence[_ExposureFigures]) -> float:
     """Return chi² over what the interpolated noise should give."""
     expected = sum(f.expected_sum for f in figures)
     return sum(f.chi2_sum for f in figures) / expected if expected else math.nan
+
+
+def _limiting_magnitudes(point_errors: Sequence[np.ndarray]) -> dict[str, float]:
+    """Return AB magnitudes of five sigma: the median over the area, and of its shallowest tenth."""
+    errors = np.concatenate(point_errors) if point_errors else np.zeros(0)
+    typical, worst = np.quantile(errors, (0.5, 0.9)) if errors.size else (math.nan, math.nan)
+    return {
+        name: _ZERO_POINT - 2.5 * math.log10(_DETECTION * error)
+        for name, error in (("limiting_magnitude", typical), ("limiting_magnitude_shallow", worst))
+    }
 
 
 def _plain(value: Any) -> Any:

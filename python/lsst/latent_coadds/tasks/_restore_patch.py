@@ -30,7 +30,13 @@ from ..adapters import (
     to_box,
     to_window,
 )
-from ..restoration import CalibrationSettings, RemainingTime, Window, stream_windows
+from ..restoration import (
+    CalibrationSettings,
+    RemainingTime,
+    Window,
+    measure_point_error,
+    stream_windows,
+)
 from ._calibrate_patch import calibrate_patch
 from ._fill import fill_planes, mark_inexact_psf
 from ._metrics import MetricsRecorder
@@ -219,6 +225,9 @@ def _restore_tile(
             f"{where}: update {update} of {n_updates}, objective {objective:.6g}; {remaining.describe(begun)}"
         )
 
+    # Before the restoration, whose memory is not free yet afterwards.
+    point_error = measure_point_error(tile.stack).cpu().numpy()
+    inside = inner.slice_within(tile.outer)
     restoration = restorer.restore(
         tile.stack,
         device=settings.device,
@@ -228,6 +237,7 @@ def _restore_tile(
     fill_planes(result.planes, tile, restoration, settings.saturated_fraction)
     result.cells.add(tile)
     metrics.add_tile(tile, restoration, registration)
+    metrics.add_point_errors(point_error[inside.y, inside.x])
     if restorer.has_chosen_psf:
         result.psf = restoration.psf.numpy().astype(np.float64)
     remaining.add(window.size)
