@@ -8,7 +8,10 @@
 """Train the weights that AstroClearNet begins with.
 
 Two minutes of CPU time, from random weights, on simulated fields that no
-other benchmark uses::
+other benchmark uses. Their stars stay in (``--points-apart`` takes them out,
+as in the exposures that the weights are for): known sources reach a S/N of
+500 only, and weights that have seen nothing brighter are worse in bright
+galaxies and around stars on them::
 
     python benchmarks/stored_weights.py python/lsst/latent_coadds/resources/weights/astroclearnet.pt
 """
@@ -32,6 +35,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--fields", type=int, default=6)
+    parser.add_argument("--points-apart", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     start = time.process_time()
@@ -48,6 +52,7 @@ def main() -> None:
         learning_rate=0.01,
         check_every=50,
         progress=progress,
+        **({} if arguments.points_apart else {"point_threshold": 0.0}),
     )
     save_weights(weights, arguments.output)
 
