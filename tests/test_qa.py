@@ -115,6 +115,21 @@ def test_star_shape(fwhm: float, g: tuple[float, float]) -> None:
     np.testing.assert_allclose(shape.peak, 500 * psf.xValue(0, 0), rtol=1e-3)
 
 
+@pytest.mark.parametrize("center", [(40.3, 29.8), (2.4, 1.6), (79.2, 58.5)])
+def test_radial_profile_is_the_mean_of_all_pixels_in_a_ring(center: tuple[float, float]) -> None:
+    rng = np.random.default_rng(3)
+    image = rng.normal(size=(60, 81))
+    image[rng.random(image.shape) < 0.05] = np.nan
+    x, y = center
+    distance = np.hypot(*(np.indices(image.shape) - np.array([y, x])[:, None, None]))
+    radii, means = radial_profile(image, x, y, 15.0, step=1.5)
+    for i, (radius, mean) in enumerate(zip(radii, means, strict=True)):
+        inside = (distance >= 1.5 * i) & (distance < 1.5 * (i + 1)) & (distance < 15.0) & np.isfinite(image)
+        np.testing.assert_allclose(
+            [radius, mean], [distance[inside].mean(), image[inside].mean()], atol=1e-12
+        )
+
+
 def test_radial_profile_and_rings() -> None:
     image = draw(galsim.Gaussian(fwhm=2.5), 40, 40, flux=1000.0)
     radii, means = radial_profile(image, 40, 40, 20)

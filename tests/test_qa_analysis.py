@@ -41,6 +41,7 @@ from lsst.latent_coadds.qa import (
     photometry_figure,
     shrink,
     star_figure,
+    tract_figure,
 )
 
 SIGMA = 2.0
@@ -393,3 +394,22 @@ def test_sky_stands_in_for_realizations() -> None:
     numbers = analyze_patch(latent, {}, plain).numbers
     np.testing.assert_allclose(numbers["depth"], 31.4 - 2.5 * np.log10(5 * truth), atol=0.3)
     assert analyze_patch(latent, {}).numbers["depth"] > numbers["depth"] + 0.5
+
+
+def test_maps_show_no_difference_that_is_rounding() -> None:
+    numbers = {"chi2_worst": 0.99, "depth": 26.9, "flux_ratio": 0.999, "n_inputs": 13.0}
+    analyses = [
+        {
+            "patch": i,
+            "bbox": {"x": [100 * i, 100 * i + 110], "y": [0, 110]},
+            "concern": 0.5 + i,
+            "numbers": {**numbers, "star_fwhm": 2.0 + 1e-4 * i},
+        }
+        for i in (0, 1)
+    ]
+    maps = [ax for ax in tract_figure(analyses).axes if ax.collections and ax.get_title()]
+    by_title = {ax.get_title(): ax.collections[0] for ax in maps}
+    width = by_title[PATCH_NUMBERS["star_fwhm"].doc]
+    assert np.ptp(width.norm(width.get_array())) < 0.1
+    concern = by_title["Worst deviation over its limit"]
+    assert np.ptp(concern.norm(concern.get_array())) == pytest.approx(1.0)
