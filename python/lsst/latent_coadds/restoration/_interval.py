@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ._restoration import Restoration
-from ._student import student_quantile
+from ._student import student_interval, student_quantile
 
 _LATTICE = 10
 """Places per axis at which a measurement is repeated on the realizations."""
@@ -46,12 +46,6 @@ _PASSES = 3
 
 _LINEAR = 2.0
 """Errors of the sky up to which an interval on a source counts in differences, and not in factors."""
-
-_CURVED, _LEAST_LEFT, _STEEPEST = 1.5, 0.5, 5.0
-"""What is taken off the variance where realizations are curved, in units of their
-squared bias; the share of the variance that stays in any case; and the largest bias
-that curvature makes, in units of the variance (both on the asinh scale).
-"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +111,7 @@ class ErrorModel:
     for the place of a star enters a pixel as a factor: the logarithm of a
     Gaussian is a square of distances. If d is Gaussian with a variance of
     s^2 along each of two axes, the expected value of its square is off by
-    2 s^2, and the variance of the square is 4 s^2 (|d|^2 + s^2), with |d|^2
+    ``2 s^2``, and the variance of the square is ``4 s^2 (|d|^2 + s^2)``, with ``|d|^2``
     too large by 2 s^2 where it is measured: by twice the squared bias. So
     realizations scatter too much where they are curved, which is where they
     are too low on average and vary by tens of per cent. One and a half times
@@ -215,7 +209,7 @@ class ErrorModel:
         nearby = self._measure(self.image, weights, *_around(np.array([corner[0]]), np.array([corner[1]])))
         on_source = _is_source(nearby, np.mean(errors[None] ** 2, axis=1), spread)[0]
         if on_source:
-            bias, error, low, high = _student_interval(value, errors, level, _LINEAR * spread, more)
+            bias, error, low, high = student_interval(value, errors, level, _LINEAR * spread, more)
         else:
             tail = 0.5 - 0.5 * level
             low, high = (value - float(q) for q in np.quantile(sky, (1.0 - tail, tail)))
@@ -299,39 +293,6 @@ def _around(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _is_source(nearby: np.ndarray, square: np.ndarray, spread: float) -> np.ndarray:
     """Return whether (n,) places are on sources, from values (n, 9) there and mean squared errors (n,)."""
     return (np.abs(nearby).max(axis=1) > _SOURCE * spread) | (square > (_RESTLESS * spread) ** 2)
-
-
-def _student_interval(
-    value: float, errors: np.ndarray, level: float, soft: float, more: float
-) -> tuple[float, float, float, float]:
-    """Return bias, standard error and both ends of the interval of a measurement on a source.
-
-    Parameters
-    ----------
-    value : `float`
-        The measurement.
-    errors : `numpy.ndarray`, shape (N,)
-        Its errors in the realizations.
-    level : `float`
-        How often the interval should contain the truth.
-    soft : `float`
-        Value at which the asinh scale turns from a linear to a logarithmic one.
-    more : `float`
-        Another error, known already.
-    """
-    n = len(errors)
-    soft = max(soft, 1e-9 * (abs(value) + float(np.abs(errors).max())), 1e-300)
-    middle = math.asinh(value / soft)
-    steps = np.arcsinh((value + errors) / soft) - middle
-    shift, square = float(steps.mean()), float(steps.var(ddof=1))
-    bias = min(max(-shift, 0.0), _STEEPEST * square)
-    curved = _CURVED * max(bias**2 - square / n, 0.0)
-    square = max(square - curved, _LEAST_LEFT * square) * (1.0 + 1.0 / n)
-    square += (more / math.hypot(value, soft)) ** 2
-    half = student_quantile(0.5 + 0.5 * level, n - 1) * math.sqrt(square)
-    centre, low, high = (soft * math.sinh(middle - shift + k * half) for k in (0, -1, 1))
-    error = math.hypot(float(errors.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n), more)
-    return value - centre, error, low, high
 
 
 def measure_interval(

@@ -7,15 +7,26 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 
 
-"""Quantiles of Student's t distribution, without scipy."""
+"""Student's t distribution, without scipy, and intervals by it."""
 
 from __future__ import annotations
 
-__all__ = ("student_quantile",)
+__all__ = ("student_interval", "student_quantile")
 
 import functools
 import math
 import statistics
+
+import numpy as np
+
+_FARTHEST = 4.0
+"""How far an interval reaches at most, in units of its half width on a linear scale."""
+
+_CURVED, _LEAST_LEFT, _STEEPEST = 1.5, 0.5, 5.0
+"""What is taken off the variance where realizations are curved, in units of their
+squared bias; the share of the variance that stays in any case; and the largest bias
+that curvature makes, in units of the variance (both on the asinh scale).
+"""
 
 
 @functools.cache
@@ -61,3 +72,50 @@ def _within(t: float, n: int) -> float:
     if n % 2:
         return 2.0 / math.pi * (angle + math.sin(angle) * total)
     return math.sin(angle) * total
+
+
+def student_interval(
+    value: float, errors: np.ndarray, level: float, soft: float, more: float
+) -> tuple[float, float, float, float]:
+    """Return bias, standard error and both ends of the interval of a measurement.
+
+    Parameters
+    ----------
+    value : `float`
+        The measurement.
+    errors : `numpy.ndarray`, shape (N,)
+        Its errors in the realizations.
+    level : `float`
+        How often the interval should contain the truth.
+    soft : `float`
+        Value at which the asinh scale turns from a linear to a logarithmic one.
+    more : `float`
+        Another error, known already.
+
+    Notes
+    -----
+    See `ErrorModel`.
+    """
+    n = len(errors)
+    soft = max(soft, 1e-9 * (abs(value) + float(np.abs(errors).max())), 1e-300)
+    middle = math.asinh(value / soft)
+    steps = np.arcsinh((value + errors) / soft) - middle
+    shift, square = float(steps.mean()), float(steps.var(ddof=1))
+    bias = min(max(-shift, 0.0), _STEEPEST * square)
+    curved = _CURVED * max(bias**2 - square / n, 0.0)
+    square = max(square - curved, _LEAST_LEFT * square) * (1.0 + 1.0 / n)
+    square += (more / math.hypot(value, soft)) ** 2
+    half = student_quantile(0.5 + 0.5 * level, n - 1) * math.sqrt(square)
+    error = math.hypot(float(errors.std(ddof=1)) * math.sqrt(1.0 + 1.0 / n), more)
+    # Factors are of no use where a realization has lost all of a star.
+    linear = value - float(errors.mean())
+    reach = _FARTHEST * student_quantile(0.5 + 0.5 * level, n - 1) * error
+    bounds = ((0, 2.0 * error), (-1, reach), (1, reach))
+    centre, low, high = (
+        min(max(soft * _sinh(middle - shift + k * half), linear - most), linear + most) for k, most in bounds
+    )
+    return value - centre, error, low, high
+
+
+def _sinh(x: float) -> float:
+    return math.sinh(min(max(x, -700.0), 700.0))
