@@ -147,3 +147,26 @@ def test_undersampled_psfs_leave_stars_to_the_pixels() -> None:
         for t in (3.5, 0.0)
     )
     assert torch.equal(with_points, without)
+
+
+def test_stars_that_are_clearly_apart_are_points_both() -> None:
+    """Two stars 1.3 FWHM apart have the target PSF each, and nothing between them."""
+    _, error = draw([])
+    stars = [(44.3, 46.6, 120.0), (50.6, 49.7, 60.0)]
+    stack, _ = draw([(x, y, point(s * error)) for x, y, s in stars])
+    image = restore(stack, "imagemm", n_realizations=0).image.numpy()
+    truth = sum(target(x, y, s * error) for x, y, s in stars)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    near = np.min([np.hypot(x - px, y - py) for px, py, _ in stars], axis=0) < 8.0
+    # Made of pixels, the pair would be 0.4 to 0.6 sigma off.
+    assert np.sqrt(((image - truth)[near] ** 2).mean()) < 0.25 * error
+
+
+def test_a_fit_goes_on_where_one_place_has_not_settled() -> None:
+    _, error = draw([])
+    blend = [(46.4, 46.7, point(300.0 * error)), (48.9, 49.2, point(200.0 * error))]
+    stack, _ = draw(blend)
+    loose = {"n_realizations": 0, "tolerance": 1.0, "n_block": 10}
+    updates = [restore(stack, "imagemm", settled=s, **loose).n_iterations for s in (0.0, 10.0, 1e-9)]
+    assert updates[0] == updates[1] == 10
+    assert updates[2] == 80

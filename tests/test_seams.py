@@ -28,6 +28,12 @@ SIZE, HALO, GAIN = 160, 36, 50.0
 BRIGHT = 80.4, 77.8, 1e5
 """x and y on the patch, and flux of a star with a S/N of 4000."""
 
+BLENDS = (
+    ((83.3, 33.6, 400.0), (87.2, 36.0, 150.0)),
+    ((128.4, 73.7, 400.0), (133.6, 69.4, 250.0)),
+)
+"""Stars with a S/N of about 100 and less beside a border: too close to be points, and just apart enough."""
+
 FIRST, SECOND = Box.factory[4:82, 4:150], Box.factory[27:150, 76:155]
 """Tiles with borders four pixels from that star; one of the offsets is odd."""
 
@@ -50,7 +56,7 @@ def exposures(with_rays: bool) -> list[PatchExposure]:
         blank = PatchExposure(read_mock(image, visit), patch, bad=(), saturated=(), margin=HALO)
         start = patch.outer_bbox.x.start, patch.outer_bbox.y.start
         sky = galsim.ImageD(image.image.array.shape[1], image.image.array.shape[0], xmin=0, ymin=0)
-        for x, y, flux in (BRIGHT, *faint):
+        for x, y, flux in (BRIGHT, *(star for pair in BLENDS for star in pair), *faint):
             place = [float(p[0]) for p in blank.mapping(np.array([x + start[0]]), np.array([y + start[1]]))]
             (field.profile(*place) * flux).drawImage(sky, center=galsim.PositionD(*place), add_to_image=True)
         variance = 1.0 + sky.array / GAIN
@@ -82,7 +88,7 @@ def restore_tile(
 
 @pytest.mark.parametrize("native", [False, True])
 def test_tiles_agree_to_two_per_cent_of_the_noise(native: bool) -> None:
-    """Also beside a star with a S/N of 4000, and where rays cross a border or lie in one tile alone."""
+    """Also beside a star with a S/N of 4000, in blends, and where rays cross a border or lie in one tile."""
     shared = FIRST.intersection(SECOND)
     image, sigma, outer = restore_tile(FIRST, native, True, 4)
     other, _, other_outer = restore_tile(SECOND, native, True, 0)
@@ -95,3 +101,6 @@ def test_tiles_agree_to_two_per_cent_of_the_noise(native: bool) -> None:
         assert np.sqrt((seam[where] ** 2).mean()) < 0.02
         assert np.percentile(seam[where], 99) < 0.04
         assert np.median(seam[where]) < 0.001
+    for pair in BLENDS:
+        near = np.min([np.hypot(x - px, y - py) for px, py, _ in pair], axis=0) < 8
+        assert seam[near].max() < 0.02

@@ -43,6 +43,7 @@ from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
 from ._residual import SourceDiscs, covered_weight
 from ._settings import DirectSettings, ImageMMSettings
+from ._settling import Settling
 from ._stack import ExposureStack
 
 _REJECTIONS = 2
@@ -164,7 +165,8 @@ def fit_stack(
     quadratic = quadratic.with_price(price)
     rejected = torch.zeros_like(stack.good)
     watch = None if held_out is None else held_out(light, rejected)
-    fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress, watch)
+    settling = Settling(matched, spread, settings.target_fwhm, settings.settled) if settings.settled else None
+    fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress, watch, settling=settling)
     for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
         everything = _data_term(whole, settings).without(rejected)
         found = reject_outliers(operator, everything, fit.transform + light, settings.reject_sigma)
@@ -185,7 +187,7 @@ def fit_stack(
         fidelity = _data_term(subtract_light(stack, operator, light), settings).without(rejected)
         watch = None if held_out is None else held_out(light, rejected)
         following = fit_accelerated(
-            fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace
+            fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace, settling
         )
         fit = fit.then(_change_near(following, fit, near, fidelity, quadratic))
     return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)

@@ -10,8 +10,9 @@
 
 from __future__ import annotations
 
-__all__ = ("Fit", "HeldOut", "evaluate", "fit_accelerated", "fit_published")
+__all__ = ("Fit", "HeldOut", "Pace", "evaluate", "fit_accelerated", "fit_published")
 
+import collections
 import dataclasses
 import math
 import time
@@ -23,12 +24,25 @@ import torch
 from ._errors import RestorationError
 from ._fidelity import HuberFidelity
 from ._operators import ConvolutionOperator
-from ._proximal import NonNegativeQuadratic, momentum
+from ._proximal import InnerPace, NonNegativeQuadratic, momentum
 from ._settings import ImageMMSettings
+from ._settling import Settling
 
 ProgressCallback = Callable[[int, int, float], None]
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Coefficients, and padded transforms of latent image and gradient."""
+
+_LONGEST = 80
+"""Updates up to which a fit goes on for the sake of single places."""
+
+
+@dataclasses.dataclass
+class Pace:
+    """What a fit that goes on needs: the step before, Nesterov's t, and the same of the inner steps."""
+
+    previous: torch.Tensor
+    t: float = 1.0
+    inner: InnerPace = dataclasses.field(default_factory=InnerPace)
 
 
 @dataclasses.dataclass
@@ -37,7 +51,7 @@ class Fit:
 
     ``coefficients`` is what was fitted, ``transform`` the padded transform
     of the latent image and ``gradient`` that of the gradient of the data term.
-    ``pace`` is what a fit that goes on needs: the step before, and Nesterov's t.
+    ``pace`` is the momentum with which a fit may go on.
     """
 
     coefficients: torch.Tensor
@@ -46,7 +60,7 @@ class Fit:
     history: list[dict[str, Any]]
     n_iterations: int
     converged: bool
-    pace: tuple[torch.Tensor, float] | None = None
+    pace: Pace | None = None
 
     def then(self, following: Fit) -> Fit:
         """Return a fit that went on from this one, with both histories."""
@@ -130,12 +144,15 @@ class _Monitor:
         fidelity: HuberFidelity,
         progress: ProgressCallback | None,
         held_out: HeldOut | None,
+        settling: Settling | None = None,
     ) -> None:
         self.settings = settings
         self.threshold = settings.tolerance * int((fidelity.inverse_sigma > 0).sum())
         self.block = settings.n_block if settings.form == "accelerated" else 1
         self.progress = progress
         self.held_out = held_out
+        self.settling = settling
+        self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=4)
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.converged = False
@@ -145,6 +162,7 @@ class _Monitor:
         entry = {"iteration": iteration, "objective": objective}
         if self.held_out is not None:
             entry["held_out"] = self.held_out.look(solution)
+        self.latest.append(solution[1])
         entry["seconds"] = time.perf_counter() - self.start
         self.history.append(entry)
         if self.progress is not None:
@@ -157,11 +175,17 @@ class _Monitor:
         # Tiles that overlap are to make the same number of updates.
         look = (len(self.history) - 1) % self.block == 0
         if self.threshold > 0 and look and len(last) == 4 and fall <= 3 * self.threshold:
-            self.converged = True
+            self.converged = self._has_settled()
         if self.held_out is not None and self.held_out.since >= self.held_out.patience:
             self.converged = True
         limit = self.settings.time_limit
         return self.converged or (limit > 0 and time.perf_counter() - self.start > limit)
+
+    def _has_settled(self) -> bool:
+        """Return whether no place in the image asks for more."""
+        if self.settling is None or len(self.history) > _LONGEST:
+            return True
+        return self.settling.is_settled(self.latest[-1] - self.latest[0])
 
     def finish(self, solution: _Solution, iteration: int) -> Fit:
         """Return the last solution, or the best one for held-out pixels."""
@@ -177,11 +201,13 @@ def fit_accelerated(
     settings: ImageMMSettings,
     progress: ProgressCallback | None = None,
     held_out: HeldOut | None = None,
-    pace: tuple[torch.Tensor, float] | None = None,
+    pace: Pace | None = None,
+    settling: Settling | None = None,
 ) -> Fit:
     """Minimise by accelerated proximal steps in the metric of the PSFs.
 
-    A fit that goes on from another takes its ``pace``.
+    A fit that goes on from another takes its ``pace``. With ``settling`` it
+    stops only where that agrees.
 
     Notes
     -----
@@ -195,16 +221,18 @@ def fit_accelerated(
     transform = quadratic.combine(coefficients)
     objective, gradient = evaluate(operator, fidelity, transform)
     objective += quadratic.penalty(coefficients)
-    monitor = _Monitor(settings, fidelity, progress, held_out)
+    monitor = _Monitor(settings, fidelity, progress, held_out, settling)
     monitor.record(0, objective, (coefficients, transform, gradient))
-    previous, t = (coefficients, 1.0) if pace is None else pace
+    pace = Pace(coefficients) if pace is None else pace
     accepted, damping = coefficients, 1.0
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
-        plain = quadratic.solve(accepted, gradient, n_steps, damping=damping, transform=transform)
-        beta, following = momentum(t)
-        candidate = torch.add(plain, plain - previous, alpha=beta).clamp_min_(0.0)
+        plain = quadratic.solve(
+            accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
+        )
+        beta, following = momentum(pace.t)
+        candidate = torch.add(plain, plain - pace.previous, alpha=beta).clamp_min_(0.0)
         for attempt in range(3):
             trial = quadratic.combine(candidate)
             value, slope = evaluate(operator, fidelity, trial)
@@ -219,18 +247,19 @@ def fit_accelerated(
                 candidate = plain
         if value <= objective:
             accepted, transform, objective, gradient = candidate, trial, value, slope
-            previous, t = plain, following
+            pace.previous, pace.t = plain, following
         else:
             # Back to the accepted point, with smaller steps.
             damping *= 2.0
-            previous, t = accepted, 1.0
+            pace.previous, pace.t = accepted, 1.0
+            pace.inner.stop()
         monitor.record(iteration, objective, (accepted, transform, gradient))
         if damping > 1e6:
             monitor.converged = True
             break
     fit = monitor.finish((accepted, transform, gradient), iteration)
     # The update that held-out pixels like best may be an earlier one.
-    return dataclasses.replace(fit, pace=(previous, t) if held_out is None else None)
+    return dataclasses.replace(fit, pace=pace if held_out is None else None)
 
 
 def fit_published(

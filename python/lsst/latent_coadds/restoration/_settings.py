@@ -145,10 +145,16 @@ class ImageMMSettings(_Checked):
         "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
         min=0.0,
     )
+    settled: float = _setting(
+        0.005,
+        "Accelerated form: go on, up to 80 updates, where three of them still change the result somewhere by "
+        "more than this many sigma of the height of a star there; 0 does not ask.",
+        min=0.0,
+    )
     n_block: int = _setting(
-        40,
-        "Accelerated form: updates between two looks at the tolerance, so that tiles which overlap make the "
-        "same number of updates and agree; 1 looks after each.",
+        20,
+        "Accelerated form: updates between two looks at whether to stop, so that tiles which overlap mostly "
+        "make the same number of updates; 1 looks after each.",
         min=1,
     )
     time_limit: float = _setting(0.0, "Stop after this many seconds; 0 means no limit.", min=0.0)
