@@ -19,7 +19,6 @@ import torch
 from ._accelerated import AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
-from ._kernels import convolve, gaussian_kernel
 from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import PointSources
@@ -29,9 +28,6 @@ from ._uncertainty import GROWTH, find_missed, replicate
 
 _THRESHOLD = 4.0
 """Where the matched filter finds more than this, in sigma, besides the points, is structure."""
-
-_SMOOTH = 2.5
-"""FWHM in pixels of the Gaussian that takes the noise out of structure."""
 
 _STEPS = 50
 """Steps of a refit."""
@@ -57,9 +53,7 @@ class PointBootstrap:
     Notes
     -----
     The sky consists of the points, of the corrected latent image where the
-    matched filter finds something besides, and of nothing else. The latent
-    image is smoothed for it: its specks are noise, which a fit that starts
-    with them finds again, and which would count as light otherwise. From the data
+    matched filter finds something besides, and of nothing else. From the data
     of each realization points are found and measured anew, so that their
     places and fluxes err as those of the result do, and sources close to the
     threshold are lost now and then. What the matched filter finds closely
@@ -84,8 +78,7 @@ class PointBootstrap:
         self.structure = local_maximum(
             (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
         )
-        structure = operator.untransform(corrected) * self.structure
-        self._broad = operator.transform(convolve(structure, gaussian_kernel(_SMOOTH, 9)))
+        self._broad = operator.transform(operator.untransform(corrected) * self.structure)
         missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
         self._points = solution.points.join(missed)
         self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
