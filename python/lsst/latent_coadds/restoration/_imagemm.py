@@ -105,8 +105,11 @@ def restore_imagemm(
 
     corrected = correct(fit.transform, fit.gradient)
     image = narrow(corrected) + solution.matched.render(solution.points, settings.target_fwhm)
+    bright = image
     if accelerated and settings.point_threshold > 0.0:
         again = PointBootstrap(solution, corrected, spread, settings)
+        # Where a point may have been missed, errors are not those of the sky.
+        bright = image + solution.matched.render(again.missed, settings.target_fwhm)
         realizations = again.realize(correct, narrow, settings.n_realizations, generator)
     else:
         bootstrap = Bootstrap(
@@ -118,7 +121,7 @@ def restore_imagemm(
     timings["uncertainty"] = time.perf_counter() - start - sum(timings.values())
     lifted = operator.lift(corrected + solution.matched.light(solution.points))
     variance = (
-        smooth_variance(realizations, image, operator.crop(operator.square_weight(subset.inverse_variance)))
+        smooth_variance(realizations, bright, operator.crop(operator.square_weight(subset.inverse_variance)))
         if len(realizations)
         else direct_coadd(subset, DirectSettings(clip=True)).variance
     )

@@ -79,8 +79,8 @@ class PointBootstrap:
             (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
         )
         self._broad = operator.transform(operator.untransform(corrected) * self.structure)
-        missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
-        self._points = solution.points.join(missed)
+        self.missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
+        self._points = solution.points.join(self.missed)
         self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
         self.sky = self._matched.light(self._points) + self._broad
 
