@@ -114,7 +114,8 @@ def test_sky_is_quiet_and_its_variance_true(scene: dict[str, Any]) -> None:
     rms = float(result.image[sky].std())
     assert rms < 0.6 * float(coadd.image[sky].std())
     assert abs(float(result.image[sky].mean())) < 0.1 * rms
-    assert float(result.variance[sky].mean()) ** 0.5 == pytest.approx(rms, rel=0.15)
+    # Places where a point may have been missed have more.
+    assert float(result.variance[sky].median()) ** 0.5 == pytest.approx(rms, rel=0.15)
     assert 0.9 < float(result.chi2.mean()) < 1.05
 
 
