@@ -166,6 +166,8 @@ def test_points_are_found_anew_where_exposures_are_missing() -> None:
         assert len(points) == n_found
     assert float(points.x[0] - operator.margin) == pytest.approx(48.3, abs=0.1)
     assert float(points.flux[0]) == pytest.approx(4.5 * error, rel=0.05)
+    # Where points are not wanted, other noise makes none.
+    assert len(PointFinder(matched, 0.0).again(left, PointSources.none(matched.device))[1]) == 0
 
 
 def test_significance_of_noise_is_a_standard_gaussian_in_spite_of_masks() -> None:

@@ -61,9 +61,6 @@ _AROUND = 8
 _LEAST_SEEN = 0.3
 """Share of the exposures that must have data on a point."""
 
-_LEAST_RESOLUTION = 2.5
-"""Square root (px) of the area of a PSF that is sampled well enough for places between pixels."""
-
 _STRUCTURE = (3.0, 4.0)
 """Where, in sigma, light that points do not explain may be narrow."""
 
@@ -245,7 +242,7 @@ def find_points(
         Filtered data to look for candidates in. By default the coadd fills
         gaps and outliers, which are left out of the fit of the candidates.
     """
-    if threshold <= 0.0 or matched.resolution < _LEAST_RESOLUTION:
+    if threshold <= 0.0 or not matched.well_sampled:
         return PointSources.none(matched.device)
     finder = PointFinder(matched, threshold)
     if signal is None:

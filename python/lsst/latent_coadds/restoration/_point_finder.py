@@ -201,8 +201,10 @@ class PointFinder:
         same : `PointSources`
             As many points; the flux of those that the data do not show is 0.
         others : `PointSources`
-            Other points.
+            Other points; none where there can be none at all.
         """
+        if self.threshold <= 0.0 or not self.matched.well_sampled:
+            return points, PointSources.none(self.matched.device)
         same = points
         if len(points):
             same = self._measure_again(left, points)

@@ -33,6 +33,9 @@ _LEAST_RESPONSE = 0.01
 _LEAST_FILLED = 0.1
 """Share of the weight up to which masked pixels are made up for."""
 
+_LEAST_RESOLUTION = 2.5
+"""Square root (px) of the area of a PSF that is sampled well enough for places between pixels."""
+
 _LEAST_COVERAGE = 1e-3
 """Share of the weight below which there are no data."""
 
@@ -116,6 +119,11 @@ class MatchedFilter:
     def device(self) -> torch.device:
         """Where the tensors are."""
         return self._point.device
+
+    @property
+    def well_sampled(self) -> bool:
+        """Whether PSFs are sampled well enough for places between pixels."""
+        return self.resolution >= _LEAST_RESOLUTION
 
     @property
     def flux_error(self) -> float:
