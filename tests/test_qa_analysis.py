@@ -413,3 +413,15 @@ def test_maps_show_no_difference_that_is_rounding() -> None:
     assert np.ptp(width.norm(width.get_array())) < 0.1
     concern = by_title["Worst deviation over its limit"]
     assert np.ptp(concern.norm(concern.get_array())) == pytest.approx(1.0)
+
+
+def test_missed_and_faint_sources_do_not_count_as_noise() -> None:
+    latent = Coadd(2.0, seed=2)
+    rng = np.random.default_rng(7)
+    noise = rng.normal(scale=SIGMA, size=(4, *latent.image.shape))
+    # In some places of each realization a source was missed, and lacks in it.
+    missed = rng.uniform(size=noise.shape) < 0.0008
+    latent.noise = noise - gaussian_filter(200.0 * SIGMA * missed, (0, 0.85, 0.85))
+    assert np.std(latent.noise) > 1.5 * SIGMA
+    numbers = analyze_patch(latent, METRICS | {"visits": {}, "rejected_inputs": {}}, None).numbers
+    np.testing.assert_allclose(numbers["sky_spread_over_noise"], 1.0, rtol=0.05)

@@ -52,8 +52,8 @@ class PatchLimits:
     )
     variance_ratio: float = _limit(
         0.3,
-        "Natural logarithm of the spread of empty sky below its median over that of the noise realizations, "
-        "or over what the variance plane says if there are none.",
+        "Natural logarithm of how far a sixth of empty sky lies below its median, over the same of "
+        "the realizations, or over what the variance plane says if there are none.",
     )
     no_data: float = _limit(0.1, "Fraction of the pixels without data.")
     rejected_inputs: float = _limit(0.1, "Fraction of the exposures that could not be used.")

@@ -72,7 +72,7 @@ PATCH_NUMBERS = {
     "sky_rms_over_sigma": NumberInfo("", "The same of the coadd, over the variance plane's"),
     "sky_spread_over_noise": NumberInfo(
         "",
-        "Spread below the median of empty sky, over that of the noise realizations (or the variance plane)",
+        "How far a sixth of empty sky lies below its median, over that of the realizations (or the variance)",
     ),
     "noise_rms_over_sigma": NumberInfo("", "Noise realizations there, over the variance plane's"),
     "sky_correlation_1": NumberInfo("", "Correlation of neighbouring pixels of empty sky"),

@@ -79,8 +79,8 @@ class CoaddFigures:
     sky_sigma : `float`
         Median of the square root of their variance.
     sky_spread : `float`
-        Root mean square of what is below their median, which sources too faint
-        to be found hardly change.
+        How far below their median the 16th percentile lies, which sources too
+        faint to be found, and places where one may have been missed, hardly change.
     sky_correlation : `numpy.ndarray`, ``(2 n + 1, 2 n + 1)``
         Their `autocorrelation`.
     noise_correlation : `numpy.ndarray`, ``(2 n + 1, 2 n + 1)``, or `None`
@@ -162,7 +162,7 @@ def describe_coadd(
         sky_mean=float(np.mean(sky)) if sky.size else np.nan,
         sky_rms=float(np.std(sky)) if sky.size else np.nan,
         sky_sigma=float(np.sqrt(np.median(coadd.variance[empty]))) if sky.size else np.nan,
-        sky_spread=_lower_spread(sky),
+        sky_spread=_lower_spread(sky[None]),
         sky_correlation=autocorrelation(coadd.image, empty, max_lag=max_lag),
         noise_correlation=autocorrelation(coadd.noise, empty, max_lag=max_lag) if realizations else None,
         noise_rms=float(np.std(coadd.noise[:, empty])) if realizations else np.nan,
@@ -170,12 +170,16 @@ def describe_coadd(
     )
 
 
-def _lower_spread(values: np.ndarray) -> float:
-    """Return the root mean square of what is below the median, from there."""
-    if not values.size:
+def _lower_spread(planes: np.ndarray) -> float:
+    """Return how far below the median a sixth of the values of each plane (n, pixels) lies, on average."""
+    if not planes.size:
         return np.nan
-    below = np.median(values) - values
-    return float(np.sqrt(np.mean(below[below > 0] ** 2))) if (below > 0).any() else 0.0
+    low, middle = np.quantile(planes, (_ONE_SIGMA_BELOW, 0.5), axis=-1)
+    return float(np.mean(middle - low))
+
+
+_ONE_SIGMA_BELOW = 0.158655
+"""Part of a normal distribution that is more than a standard deviation below its mean."""
 
 
 def _fitted_width(psf: np.ndarray) -> float:
