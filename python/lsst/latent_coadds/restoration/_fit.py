@@ -32,7 +32,7 @@ ProgressCallback = Callable[[int, int, float], None]
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Coefficients, and padded transforms of latent image and gradient."""
 
-_LONGEST = 80
+_LONGEST = 100
 """Updates up to which a fit goes on for the sake of single places."""
 
 

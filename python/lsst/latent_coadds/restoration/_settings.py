@@ -147,7 +147,7 @@ class ImageMMSettings(_Checked):
     )
     settled: float = _setting(
         0.005,
-        "Accelerated form: go on, up to 80 updates, where three of them still change the result somewhere by "
+        "Accelerated form: go on, up to 100 updates, where three of them still change the result somewhere by "
         "more than this many sigma of the height of a star there; 0 does not ask.",
         min=0.0,
     )
