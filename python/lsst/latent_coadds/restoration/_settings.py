@@ -147,8 +147,8 @@ class ImageMMSettings(_Checked):
     )
     settled: float = _setting(
         0.005,
-        "Accelerated form: go on, up to 100 updates, where three of them still change the result somewhere by "
-        "more than this many sigma of the height of a star there; 0 does not ask.",
+        "Accelerated form: go on, up to 100 updates, where three of them still change the result somewhere "
+        "by more than this many sigma of the height of a star there; 0 does not ask.",
         min=0.0,
     )
     n_block: int = _setting(
