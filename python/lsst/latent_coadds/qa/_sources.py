@@ -151,6 +151,7 @@ def describe_coadd(
     empty = clean & (maximum_filter(snr, size=reach) < 4.0)
     sky = coadd.image[empty]
     realizations = len(coadd.noise) > 0 and bool(empty.any())
+    errors = coadd.noise[:, empty]
     return CoaddFigures(
         psf=psf,
         psf_fwhm=width,
@@ -165,8 +166,8 @@ def describe_coadd(
         sky_spread=_lower_spread(sky[None]),
         sky_correlation=autocorrelation(coadd.image, empty, max_lag=max_lag),
         noise_correlation=autocorrelation(coadd.noise, empty, max_lag=max_lag) if realizations else None,
-        noise_rms=float(np.std(coadd.noise[:, empty])) if realizations else np.nan,
-        noise_spread=_lower_spread(coadd.noise[:, empty]) if realizations else np.nan,
+        noise_rms=float(np.std(errors)) if realizations else np.nan,
+        noise_spread=_lower_spread(errors),
     )
 
 

@@ -357,11 +357,12 @@ def smooth_variance(realizations: torch.Tensor, image: torch.Tensor, precision: 
         wide = level.clamp_min(1e-30) / relative
         bright = torch.sigmoid(4.0 * (image / wide.sqrt() - 5.0).clamp(-5.0, 5.0))
         sky = 1.0 - local_maximum(bright, GROWTH)
-    narrow = _average(square, torch.ones_like(square), _NARROW)
+    narrow = _average(square, _NARROW)
     return torch.maximum(bright * narrow + (1.0 - bright) * wide, wide)
 
 
-def _average(square: torch.Tensor, weight: torch.Tensor, fwhm: float) -> torch.Tensor:
-    """Return the weighted mean (H, W) over neighbours."""
+def _average(square: torch.Tensor, fwhm: float) -> torch.Tensor:
+    """Return the mean (H, W) over neighbours, of which there are fewer at the edge."""
     kernel = gaussian_kernel(fwhm, 2 * math.ceil(1.5 * fwhm) + 1)
-    return (convolve(square * weight, kernel) / convolve(weight, kernel).clamp_min(1e-9)).clamp_min(1e-30)
+    share = convolve(torch.ones_like(square), kernel).clamp_min(1e-9)
+    return (convolve(square, kernel) / share).clamp_min(1e-30)

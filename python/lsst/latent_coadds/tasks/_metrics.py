@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 
 from ..adapters import BadInputError, CellAccumulator, PatchExposure, Tile
+from ..qa import to_magnitude
 from ..restoration import Restoration, peak_memory
-
-_ZERO_POINT = 31.4
-"""AB magnitude of 1 nJy."""
 
 _DETECTION = 5.0
 """Significance at which a point source counts as detected."""
@@ -212,7 +210,7 @@ def _limiting_magnitudes(point_errors: Sequence[np.ndarray]) -> dict[str, float]
     errors = np.concatenate(point_errors) if point_errors else np.zeros(0)
     typical, worst = np.quantile(errors, (0.5, 0.9)) if errors.size else (math.nan, math.nan)
     return {
-        name: _ZERO_POINT - 2.5 * math.log10(_DETECTION * error)
+        name: float(to_magnitude(_DETECTION * np.asarray(error)))
         for name, error in (("limiting_magnitude", typical), ("limiting_magnitude_shallow", worst))
     }
 
