@@ -27,9 +27,9 @@ from lsst.latent_coadds.restoration import (
     matching_kernels,
     restore,
 )
-from lsst.latent_coadds.restoration._accelerated import find_points
 from lsst.latent_coadds.restoration._blended_points import find_blended_points
 from lsst.latent_coadds.restoration._collapse import check_not_empty
+from lsst.latent_coadds.restoration._find_points import find_points
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
 from lsst.latent_coadds.restoration._problem import TrainingProblem
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic

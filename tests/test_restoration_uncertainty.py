@@ -26,7 +26,7 @@ from lsst.latent_coadds.restoration import (
     measure_point_error,
     restore,
 )
-from lsst.latent_coadds.restoration._accelerated import local_precision
+from lsst.latent_coadds.restoration._find_points import local_precision
 from lsst.latent_coadds.restoration._model import make_operator
 from lsst.latent_coadds.restoration._point_finder import PointFinder
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources

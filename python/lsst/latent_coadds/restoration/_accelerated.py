@@ -12,13 +12,8 @@ from __future__ import annotations
 
 __all__ = (
     "AcceleratedFit",
-    "fill_exposures",
-    "find_points",
-    "fit_points",
     "fit_stack",
-    "local_precision",
     "sky_price",
-    "start_accelerated",
     "subtract_light",
 )
 
@@ -29,15 +24,14 @@ from collections.abc import Callable
 
 import torch
 
-from ._direct import DirectCoadd, direct_coadd
+from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
+from ._filled import start_accelerated
+from ._find_points import find_points, local_precision
 from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
 from ._frames import flags_to_latent
-from ._holes import fill_holes
-from ._kernels import value_at_origin
 from ._operators import ConvolutionOperator
 from ._peaks import local_maximum
-from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
@@ -49,17 +43,8 @@ from ._stack import ExposureStack
 _REJECTIONS = 2
 """How often outliers are looked for and the fit is made again."""
 
-_ROUNDS = 12
-"""Largest number of steps of points with an exact gradient of the data term."""
-
-_SETTLED = 0.003
-"""Largest step, in units of the errors of places and fluxes, with which points have settled."""
-
 _AROUND = 8
 """How far (px) from where points and prices change the latent image may."""
-
-_LEAST_SEEN = 0.3
-"""Share of the exposures that must have data on a point."""
 
 _STRUCTURE = (3.0, 4.0)
 """Where, in sigma, light that points do not explain may be narrow."""
@@ -151,19 +136,14 @@ def fit_stack(
     points = find_points(stack, matched, fidelity, settings.point_threshold)
     light = matched.light(points)
     rest = subtract_light(stack, operator, light)
-    coefficients = start_accelerated(
-        rest, quadratic, direct_coadd(rest, DirectSettings(clip=True)), settings.n_start
-    )
-    fidelity = _data_term(rest, settings)
-    transform = quadratic.combine(coefficients)
-    gradient = evaluate(operator, fidelity, transform)[1]
     discs = SourceDiscs(quadratic, coverage)
-    price = sky_price(quadratic, discs, transform, gradient, settings)
-    quadratic = quadratic.with_price(price)
+    start, price = _begin(rest, quadratic, discs, settings)
+    bare, quadratic = quadratic, quadratic.with_price(price)
+    fidelity = _data_term(rest, settings)
     rejected = torch.zeros_like(stack.good)
     watch = None if held_out is None else held_out(light, rejected)
     settling = Settling(matched, spread, settings.target_fwhm, settings.settled) if settings.settled else None
-    fit = fit_accelerated(fidelity, quadratic, coefficients, settings, progress, watch, settling=settling)
+    fit = fit_accelerated(fidelity, quadratic, start, settings, progress, watch, settling=settling)
     for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
         everything = _data_term(whole, settings).without(rejected)
         found = reject_outliers(operator, everything, fit.transform + light, settings.reject_sigma)
@@ -172,22 +152,34 @@ def fit_stack(
         rejected |= found
         # What was an outlier may have been a point. Far from it all stays as it is, as in other tiles.
         near = _surroundings(operator, found, matched.resolution)
-        gradient = evaluate(operator, fidelity.without(rejected), fit.transform)[1]
-        data = _data_term(stack, settings).without(rejected)
-        candidates = matched.signal(fit.transform + light, gradient)
-        new = find_points(stack, matched, data, settings.point_threshold, signal=candidates)
+        remaining = stack.without(rejected)
+        new = find_points(remaining, matched, _data_term(remaining, settings), settings.point_threshold)
         kept = points.select(matched.at(near, points) == 0.0)
         points = kept.join(new.select(matched.at(near, new) > 0.0))
         light = matched.light(points)
-        price = torch.where(near > 0.0, sky_price(quadratic, discs, fit.transform, gradient, settings), price)
+        rest = subtract_light(remaining, operator, light)
+        fidelity = _data_term(rest, settings)
+        start, new_price = _begin(rest, bare, discs, settings)
+        price = torch.where(near > 0.0, new_price, price)
         quadratic = quadratic.with_price(price)
-        fidelity = _data_term(subtract_light(stack, operator, light), settings).without(rejected)
         watch = None if held_out is None else held_out(light, rejected)
-        following = fit_accelerated(
-            fidelity, quadratic, fit.coefficients, settings, progress, watch, fit.pace, settling
-        )
+        # Beyond the border no data contradict light that outliers have made.
+        again = quadratic.select(fit.coefficients, 1.0 - near) + quadratic.select(start, near)
+        pace = None if fit.pace is None else fit.pace.begin_again(quadratic, again, near)
+        following = fit_accelerated(fidelity, quadratic, again, settings, progress, watch, pace, settling)
         fit = fit.then(_change_near(following, fit, near, fidelity, quadratic))
     return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
+
+
+def _begin(
+    rest: ExposureStack, quadratic: NonNegativeQuadratic, discs: SourceDiscs, settings: ImageMMSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return coefficients to begin with, and the price of narrow light, for exposures without points."""
+    coadd = direct_coadd(rest, DirectSettings(clip=True))
+    start = start_accelerated(rest, quadratic, coadd, settings.n_start)
+    transform = quadratic.combine(start)
+    gradient = evaluate(quadratic.operator, _data_term(rest, settings), transform)[1]
+    return start, sky_price(quadratic, discs, transform, gradient, settings)
 
 
 def _change_near(
@@ -215,100 +207,6 @@ def subtract_light(stack: ExposureStack, operator: ConvolutionOperator, light: t
         rest.image[which] = stack.image[which] - operator.predict(lifted, which)
     rest.image.masked_fill_(~stack.good, 0.0)
     return rest
-
-
-def find_points(
-    stack: ExposureStack,
-    matched: MatchedFilter,
-    fidelity: HuberFidelity,
-    threshold: float,
-    *,
-    signal: torch.Tensor | None = None,
-) -> PointSources:
-    """Return the point sources of exposures.
-
-    Parameters
-    ----------
-    stack : `ExposureStack`
-        The exposures.
-    matched : `MatchedFilter`
-        Their matched filter.
-    fidelity : `HuberFidelity`
-        Their data term.
-    threshold : `float`
-        What is fainter, in sigma, is no source; 0 finds nothing. Nor is
-        anything found where PSFs are sampled too coarsely.
-    signal : `torch.Tensor`, optional
-        Filtered data to look for candidates in. By default the coadd fills
-        gaps and outliers, which are left out of the fit of the candidates.
-    """
-    if threshold <= 0.0 or not matched.well_sampled:
-        return PointSources.none(matched.device)
-    finder = PointFinder(matched, threshold)
-    if signal is None:
-        coadd = direct_coadd(stack, DirectSettings(clip=True))
-        fidelity = fidelity.without(~coadd.kept)
-        filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-        gradient = _filled_gradient(stack, matched.operator, coadd, filled)
-        signal = matched.signal(torch.zeros_like(gradient), gradient)
-    return fit_points(finder, fidelity, finder.candidates(signal))
-
-
-def _filled_gradient(
-    stack: ExposureStack,
-    operator: ConvolutionOperator,
-    coadd: DirectCoadd,
-    filled: torch.Tensor,
-    transform: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Return the padded transform of the gradient at a latent image, by default nothing.
-
-    The data have the coadd in gaps and outliers, and each exposure has one weight.
-    """
-    weights = stack.exposure_weights()
-    lifted = None if transform is None else operator.lift(transform)
-    total: torch.Tensor | None = None
-    for which in operator.chunks():
-        residual = -fill_exposures(stack, coadd, filled, which)
-        if lifted is not None:
-            residual += operator.predict(lifted, which)
-        total = operator.back_project(weights[which, None, None] * residual, which, into=total)
-    assert total is not None
-    return operator.lower(total)
-
-
-def fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
-    """Return those candidates that are points, as the exposures themselves have them."""
-    matched = finder.matched
-    # With a robust loss nearly all pixels of a bright star would count as outliers, for its place
-    # or its PSF is off by more than their noise. Outliers proper have been left out.
-    square = HuberFidelity(fidelity.image, fidelity.inverse_sigma, math.inf)
-    for _ in range(_ROUNDS if len(points) else 0):
-        before = points
-        left = matched.left(evaluate(matched.operator, square, matched.light(points))[1])
-        points = finder.step(left, points)
-        step = matched.distance(before, points)
-        # What the model in gaps and outliers pretended goes.
-        points = finder.prune(points)
-        if step < _SETTLED:
-            break
-    if not len(points):
-        return points
-    return finder.judge(matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1]), points)
-
-
-def local_precision(
-    quadratic: NonNegativeQuadratic, stack: ExposureStack, weights: torch.Tensor
-) -> torch.Tensor:
-    """Return the precision (latent shape) of a point's flux over that with all data.
-
-    It is 0 where too many exposures are masked.
-    """
-    square_weight, whole = quadratic.operator.square_weight, weights[:, None, None]
-    largest = value_at_origin(quadratic.curvature, quadratic.operator.fft_shape)
-    seen = square_weight(whole * (stack.inverse_variance > 0)) / largest
-    precision = square_weight(stack.inverse_variance) / largest
-    return torch.where(seen > _LEAST_SEEN, precision, 0.0)
 
 
 def sky_price(
@@ -351,44 +249,3 @@ def _surroundings(operator: ConvolutionOperator, found: torch.Tensor, resolution
     by = 2 * math.ceil(resolution)
     padded = torch.nn.functional.pad(flags.to(torch.float32), 4 * [operator.margin])
     return local_maximum(padded, by)
-
-
-def start_accelerated(
-    stack: ExposureStack, quadratic: NonNegativeQuadratic, coadd: DirectCoadd, n_steps: int
-) -> torch.Tensor:
-    """Solve the problem with outliers and gaps replaced by the coadd.
-
-    Without gaps the curvature is a convolution, so this costs little; it
-    brings all but the last details.
-    """
-    operator = quadratic.operator
-    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    coefficients = quadratic.divide(operator.extend(filled).clamp_min_(0.0))
-    transform = quadratic.combine(coefficients)
-    gradient = _filled_gradient(stack, operator, coadd, filled, transform)
-    return quadratic.solve(coefficients, gradient, n_steps, transform=transform, constant=True)
-
-
-def fill_exposures(
-    stack: ExposureStack, coadd: DirectCoadd, filled: torch.Tensor, which: slice
-) -> torch.Tensor:
-    """Return exposures with a coadd where that left them out.
-
-    Parameters
-    ----------
-    stack : `ExposureStack`
-        The exposures.
-    coadd : `DirectCoadd`
-        Their coadd.
-    filled : `torch.Tensor`, shape (H, W)
-        Its image, without holes.
-    which : `slice`
-        The exposures to return.
-
-    Returns
-    -------
-    data : `torch.Tensor`, shape (n, h, w)
-        The exposures.
-    """
-    around = torch.stack([stack.to_frame(t, filled) for t in range(which.start, which.stop)])
-    return torch.where(coadd.kept[which], stack.image[which], around)

@@ -16,9 +16,11 @@ import math
 
 import torch
 
-from ._accelerated import find_points, fit_points, start_accelerated, subtract_light
+from ._accelerated import subtract_light
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
+from ._filled import start_accelerated
+from ._find_points import find_points, fit_points
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic

@@ -19,8 +19,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ._accelerated import AcceleratedFit, fit_stack, local_precision
+from ._accelerated import AcceleratedFit, fit_stack
 from ._fidelity import HuberFidelity
+from ._find_points import local_precision
 from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned

@@ -44,6 +44,15 @@ class Pace:
     t: float = 1.0
     inner: InnerPace = dataclasses.field(default_factory=InnerPace)
 
+    def begin_again(
+        self, quadratic: NonNegativeQuadratic, coefficients: torch.Tensor, where: torch.Tensor
+    ) -> Pace:
+        """Return the pace of a fit whose coefficients are others ``where`` (latent shape) is 1."""
+        elsewhere = 1.0 - where
+        previous = quadratic.select(self.previous, elsewhere) + quadratic.select(coefficients, where)
+        move = None if self.inner.move is None else quadratic.select(self.inner.move, elsewhere)
+        return Pace(previous, self.t, InnerPace(move, self.inner.t))
+
 
 @dataclasses.dataclass
 class Fit:

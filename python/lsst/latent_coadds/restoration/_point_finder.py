@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("PointFinder",)
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 
@@ -169,7 +170,8 @@ class PointFinder:
         leaves nothing beyond the noise and a small part of its flux, is not
         wider than a point, and has no other candidate beside it: two of them
         explain a galaxy, or a pair of stars between them, too well. Two with
-        a S/N above 30 and 1.2 FWHM apart do not.
+        a S/N above 30 and 1.2 FWHM apart do not; nor does a candidate that
+        is so faint that the point could have left it.
         """
         if not len(points):
             return points
@@ -177,13 +179,19 @@ class PointFinder:
         around = local_maximum(matched.deviation(left).abs(), 4)
         strength = points.flux / matched.flux_errors(points)
         suspicion = _SUSPICION * strength.clamp_min(0.0)
-        good = (matched.at(around, points) < _LARGEST_RESIDUAL + suspicion) & (
-            strength > self.threshold - 0.5
-        )
+        allowed = _LARGEST_RESIDUAL + suspicion
+        good = (matched.at(around, points) < allowed) & (strength > self.threshold - 0.5)
         wide = matched.width(left, points) > _LARGEST_WIDTH + suspicion
-        blended = _has_neighbour(points, _APART * matched.resolution, 1.0 / _SUSPICION)
         dim = strength < _SURELY
-        blended |= _has_neighbour(points, matched.resolution, 1.0 / _SUSPICION, either=dim)
+
+        def shown(which: torch.Tensor) -> torch.Tensor:
+            return strength > allowed[which, None]
+
+        def shown_beside_dim(which: torch.Tensor) -> torch.Tensor:
+            return shown(which) & (dim[which, None] | dim)
+
+        blended = _has_neighbour(points, _APART * matched.resolution, 1.0 / _SUSPICION, shown)
+        blended |= _has_neighbour(points, matched.resolution, 1.0 / _SUSPICION, shown_beside_dim)
         return points.select(good & ~wide & ~blended)
 
     def again(self, left: torch.Tensor, points: PointSources) -> tuple[PointSources, PointSources]:
@@ -229,11 +237,15 @@ class PointFinder:
 
 
 def _has_neighbour(
-    points: PointSources, distance: float, factor: float, either: torch.Tensor | None = None
+    points: PointSources,
+    distance: float,
+    factor: float,
+    counts: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Return whether (n,) a point is within a distance of another that is brighter, times a factor.
 
-    With ``either`` (n,), only pairs count of which that is `True` for one.
+    With ``counts``, only neighbours do for which its result (m, n) is `True`,
+    given the indices (m,) of points.
     """
     places = torch.stack([points.x, points.y], dim=1)
     found = torch.zeros_like(points.flux, dtype=torch.bool)
@@ -243,7 +255,7 @@ def _has_neighbour(
         near = torch.cdist(places[which], places) < distance
         near &= every[None] != which[:, None]
         near &= factor * points.flux[None] > points.flux[which, None]
-        if either is not None:
-            near &= either[which, None] | either[None]
+        if counts is not None:
+            near &= counts(which)
         found[which] = near.any(dim=1)
     return found

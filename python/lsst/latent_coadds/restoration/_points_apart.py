@@ -17,10 +17,12 @@ import functools
 
 import torch
 
-from ._accelerated import fill_exposures, find_points, local_precision, subtract_light
+from ._accelerated import subtract_light
 from ._blended_points import find_blended_points
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
+from ._filled import fill_exposures
+from ._find_points import find_points, local_precision
 from ._fit import evaluate
 from ._holes import fill_holes
 from ._point_finder import PointFinder
