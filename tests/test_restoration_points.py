@@ -162,6 +162,17 @@ def test_stars_that_are_clearly_apart_are_points_both() -> None:
     assert np.sqrt(((image - truth)[near] ** 2).mean()) < 0.25 * error
 
 
+@pytest.mark.parametrize("distance", [6.0, 6.5])
+def test_a_faint_candidate_leaves_a_bright_star_a_point(distance: float) -> None:
+    _, error = draw([])
+    stack, _ = draw([(44.3, 46.6, point(100.0 * error)), (44.3 + distance, 46.6, point(4.5 * error))])
+    image = restore(stack, "imagemm", n_realizations=0).image.numpy()
+    y, x = np.mgrid[:SIZE, :SIZE]
+    core = np.hypot(x - 44.3, y - 46.6) < 2.5
+    # Made of pixels, the star would be 3.9 off.
+    assert np.abs(image - target(44.3, 46.6, 100.0 * error))[core].max() < 2.0 * error
+
+
 def test_a_fit_goes_on_where_one_place_has_not_settled() -> None:
     _, error = draw([])
     blend = [(46.4, 46.7, point(300.0 * error)), (48.9, 49.2, point(200.0 * error))]
