@@ -181,7 +181,8 @@ def test_stars_on_galaxies_are_points_where_galaxies_are_taken_away() -> None:
     assert len(first) == 0
     assert len(second) == 2
     for x, y, signal in stars:
-        near = torch.hypot(second.x - x, second.y - y) < 0.1
+        # A few times its error on the sky: the galaxies make noise, too.
+        near = torch.hypot(second.x - x, second.y - y) < 15.0 / signal
         assert int(near.sum()) == 1
         # Broad light keeps some of what it cannot tell from the star's.
         assert float(second.flux[near]) == pytest.approx(signal * error, abs=(3.0 + 0.03 * signal) * error)

@@ -123,6 +123,24 @@ def test_bad_measurements_are_named() -> None:
         ErrorModel(np.zeros((8, 8)), np.ones((8, 8)), np.zeros((2, 4, 4)))
 
 
+def test_filtered_data_are_read_between_pixels() -> None:
+    stack = make_stack(2, [], sigma=0.02)
+    operator = make_operator(stack, 1.0, 0.0)
+    matched = MatchedFilter(NonNegativeQuadratic(operator, stack.exposure_weights()), 1.0)
+    zero = operator.transform(torch.zeros(operator.latent_shape))
+    place = torch.tensor([[40.5, 40.5, 40.9], [50.5, 50.2, 50.5]], dtype=torch.float64)
+    star = PointSources(place[0, :1], place[1, :1], torch.full((1,), 30.0, dtype=torch.float64))
+    nowhere = PointSources(place[0], place[1], torch.zeros(3, dtype=torch.float64))
+    value, (along_x, along_y) = matched.values(matched.add(zero, star), nowhere)
+    assert float(value[0]) == pytest.approx(30.0 * matched.precision, rel=1e-3)
+    # The slopes vanish in the middle, and are those of a parabola beside it.
+    bend = 30.0 * torch.tensor(matched.bend)
+    assert float(along_x[0].abs()) < 1e-3 * float(bend[0])
+    assert float(along_y[0].abs()) < 1e-3 * float(bend[1])
+    assert float(along_y[1]) == pytest.approx(0.3 * float(bend[1]), rel=0.03)
+    assert float(along_x[2]) == pytest.approx(-0.4 * float(bend[0]), rel=0.03)
+
+
 def test_points_are_found_at_their_places_and_measured() -> None:
     sources = [(30.3, 66.8, 40.0), (36.1, 70.2, 25.0), (70.6, 20.4, 60.0)]
     stack = make_stack(2, sources, sigma=0.02)

@@ -260,10 +260,9 @@ class MatchedFilter:
         self, filtered: torch.Tensor, points: PointSources
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
         """Return the values (n,) of a padded transform at points, and its slopes along x and y."""
-        along_x, along_y = (self.at(self.operator.untransform(w * filtered), points) for w in self._waves)
-        dx, dy = points.x - points.x.round(), points.y - points.y.round()
-        value = self.at(self.operator.untransform(filtered), points) + along_x * dx + along_y * dy
-        return value, (along_x, along_y)
+        taps = self._taps(points)
+        along_x, along_y = (self._read(w * filtered, *taps) for w in self._waves)
+        return self._read(filtered, *taps), (along_x, along_y)
 
     def width(self, left: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return by how many sigma (n,) sources are wider than points.
@@ -294,17 +293,32 @@ class MatchedFilter:
            Processing 51, 560 (2003).
         """
         height, width = self.operator.fft_shape
+        index, weight = self._taps(points)
         plane = self._curvature.new_zeros(height * width)
+        light = points.flux[:, None] * weight
+        plane.index_add_(0, index.reshape(-1), light.reshape(-1).to(plane))
+        return self._unwindow(torch.fft.rfft2(plane.view(height, width)))
+
+    def _read(self, transform: torch.Tensor, index: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Return what a padded transform stands for between pixels, (n,): the adjoint of `_place`."""
+        plane = torch.fft.irfft2(self._unwindow(transform), s=self.operator.fft_shape)
+        return (plane.reshape(-1)[index].double() * weight).sum(dim=1)
+
+    def _unwindow(self, transform: torch.Tensor) -> torch.Tensor:
+        rows, columns = self._undo
+        return transform * rows[:, None] * columns
+
+    def _taps(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the padded pixels around points as flat indices, and the window there, (n, taps)."""
+        height, width = self.operator.fft_shape
         offset = torch.arange(1 - _TAPS, _TAPS + 1, device=points.x.device)
         (row, by_row), (column, by_column) = (
             (p.floor().long()[:, None] + offset, _window(p[:, None] - p.floor()[:, None] - offset))
             for p in (points.y, points.x)
         )
-        value = points.flux[:, None, None] * by_row[:, :, None] * by_column[:, None, :]
         index = (row % height)[:, :, None] * width + (column % width)[:, None, :]
-        plane.index_add_(0, index.reshape(-1), value.reshape(-1).to(plane))
-        rows, columns = self._undo
-        return torch.fft.rfft2(plane.view(height, width)) * rows[:, None] * columns
+        weight = by_row[:, :, None] * by_column[:, None, :]
+        return index.flatten(1), weight.flatten(1)
 
 
 def _profile(distance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,9 @@ _LEAST_SHARE = 0.1
 _EDGE = 4.0
 """Width in pixels over which the surroundings of a source end."""
 
+_NEARLY = (0.15, 0.02)
+"""By how much pixels beside the highest may be lower and have a share in the peak, in sigma and as a part."""
+
 
 class ResidualCorrection:
     """A signed, linear estimate of the light that a solution has missed.
@@ -164,8 +167,7 @@ class SourceDiscs:
             1 around sources, 0 far from them.
         """
         data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
-        highest = local_maximum(data, 1)
-        peaks = torch.where(data >= highest, _smooth_step(data, *significance), torch.zeros_like(data))
+        peaks = _smooth_step(data, *significance) * _divide_peaks(data)
         return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
 
 
@@ -244,6 +246,20 @@ def covered_weight(quadratic: NonNegativeQuadratic, fidelity: HuberFidelity) -> 
         total = total + operator.back_project(gains[which] * fidelity.inverse_sigma[which] ** 2, which)
     assert isinstance(total, torch.Tensor)
     return operator.untransform(operator.lower(total)) / float(quadratic.curvature[0, 0])
+
+
+def _divide_peaks(data: torch.Tensor) -> torch.Tensor:
+    """Return the shares (H, W) of pixels in the peaks that they are in, 0 elsewhere.
+
+    Were the highest pixel the peak, rounding would decide between two of
+    them, or whether a shoulder is one, and the image beside it would depend
+    on that.
+    """
+    highest = local_maximum(data, 1)
+    nearly = _NEARLY[0] + _NEARLY[1] * highest.clamp_min(0.0)
+    close = _smooth_step((data - highest) / nearly, -1.0, 0.0)
+    total = 9.0 * torch.nn.functional.avg_pool2d(close[None, None], 3, stride=1, padding=1)[0, 0]
+    return close / total.clamp_min_(1.0)
 
 
 def _smooth_step(x: torch.Tensor, low: float, high: float) -> torch.Tensor:
