@@ -166,8 +166,11 @@ def fit_stack(
         # Beyond the border no data contradict light that outliers have made.
         again = quadratic.select(fit.coefficients, 1.0 - near) + quadratic.select(start, near)
         pace = None if fit.pace is None else fit.pace.begin_again(quadratic, again, near)
-        following = fit_accelerated(fidelity, quadratic, again, settings, progress, watch, pace, settling)
-        fit = fit.then(_change_near(following, fit, near, fidelity, quadratic))
+        free = quadratic.spread(local_maximum(near, _AROUND)) > 0.0
+        following = fit_accelerated(
+            fidelity, quadratic, again, settings, progress, watch, pace, settling, free
+        )
+        fit = fit.then(following)
     return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
 
 
@@ -180,18 +183,6 @@ def _begin(
     transform = quadratic.combine(start)
     gradient = evaluate(quadratic.operator, _data_term(rest, settings), transform)[1]
     return start, sky_price(quadratic, discs, transform, gradient, settings)
-
-
-def _change_near(
-    following: Fit, before: Fit, near: torch.Tensor, fidelity: HuberFidelity, quadratic: NonNegativeQuadratic
-) -> Fit:
-    """Return a fit that went on, but only near some places: others had been done before."""
-    near = local_maximum(near, _AROUND)
-    coefficients = quadratic.select(following.coefficients, near)
-    coefficients += quadratic.select(before.coefficients, 1.0 - near)
-    transform = quadratic.combine(coefficients)
-    gradient = evaluate(quadratic.operator, fidelity, transform)[1]
-    return dataclasses.replace(following, coefficients=coefficients, transform=transform, gradient=gradient)
 
 
 def _data_term(stack: ExposureStack, settings: ImageMMSettings) -> HuberFidelity:

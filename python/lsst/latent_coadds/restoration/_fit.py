@@ -161,6 +161,7 @@ class _Monitor:
         self.progress = progress
         self.held_out = held_out
         self.settling = settling
+        self.unsettled: torch.Tensor | None = None
         self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=4)
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
@@ -183,18 +184,21 @@ class _Monitor:
         fall = last[0]["objective"] - last[-1]["objective"]
         # Tiles that overlap are to make the same number of updates.
         look = (len(self.history) - 1) % self.block == 0
-        if self.threshold > 0 and look and len(last) == 4 and fall <= 3 * self.threshold:
-            self.converged = self._has_settled()
+        if self.threshold > 0 and look and len(last) == 4:
+            # What the loss of a whole tile does is none of the business of a place in it.
+            self.converged = self._has_settled() if self.settling else fall <= 3 * self.threshold
         if self.held_out is not None and self.held_out.since >= self.held_out.patience:
             self.converged = True
         limit = self.settings.time_limit
         return self.converged or (limit > 0 and time.perf_counter() - self.start > limit)
 
     def _has_settled(self) -> bool:
-        """Return whether no place in the image asks for more."""
-        if self.settling is None or len(self.history) > _LONGEST:
+        """Return whether no place in the image asks for more; if some do, the others are fixed."""
+        assert self.settling is not None
+        if len(self.history) > _LONGEST:
             return True
-        return self.settling.is_settled(self.latest[-1] - self.latest[0])
+        self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
+        return self.unsettled is None
 
     def finish(self, solution: _Solution, iteration: int) -> Fit:
         """Return the last solution, or the best one for held-out pixels."""
@@ -212,11 +216,13 @@ def fit_accelerated(
     held_out: HeldOut | None = None,
     pace: Pace | None = None,
     settling: Settling | None = None,
+    free: torch.Tensor | None = None,
 ) -> Fit:
     """Minimise by accelerated proximal steps in the metric of the PSFs.
 
     A fit that goes on from another takes its ``pace``. With ``settling`` it
-    stops only where that agrees.
+    stops only where that agrees. Only coefficients that are ``free`` (N,)
+    change.
 
     Notes
     -----
@@ -240,6 +246,11 @@ def fit_accelerated(
         plain = quadratic.solve(
             accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
         )
+        if monitor.unsettled is not None:
+            places = quadratic.spread(monitor.unsettled) > 0.0
+            free, monitor.unsettled = (places if free is None else free & places), None
+        if free is not None:
+            plain, pace.previous = (torch.where(free, p, accepted) for p in (plain, pace.previous))
         beta, following = momentum(pace.t)
         candidate = torch.add(plain, plain - pace.previous, alpha=beta).clamp_min_(0.0)
         for attempt in range(3):

@@ -126,6 +126,11 @@ class MatchedFilter:
         return self.resolution >= _LEAST_RESOLUTION
 
     @property
+    def weight(self) -> float:
+        """Weight per pixel of all exposures together, for light that is broader than PSFs."""
+        return float(self._curvature[0, 0])
+
+    @property
     def flux_error(self) -> float:
         """Error of the flux of an isolated star where no pixel is masked."""
         return self.precision**-0.5

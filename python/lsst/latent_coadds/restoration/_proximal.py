@@ -143,7 +143,7 @@ class NonNegativeQuadratic:
         for component, penalty in zip(self._components, penalties, strict=True):
             self._largest[component.part] = len(scales) * component.largest
             self._prices[component.part] = penalty * component.noise
-        self._balance = None if balance is None else self._spread(balance)
+        self._balance = None if balance is None else self.spread(balance)
 
     @property
     def n_scales(self) -> int:
@@ -169,9 +169,9 @@ class NonNegativeQuadratic:
 
     def select(self, z: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Return coefficients (N,) times a plane of latent shape."""
-        return z * self._spread(where)
+        return z * self.spread(where)
 
-    def _spread(self, plane: torch.Tensor) -> torch.Tensor:
+    def spread(self, plane: torch.Tensor) -> torch.Tensor:
         """Return the value of a plane of latent shape at each coefficient, (N,)."""
         return torch.cat([plane[c.places].reshape(-1) for c in self._components])
 

@@ -17,14 +17,22 @@ import math
 import torch
 
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel
+from ._peaks import local_maximum
 from ._point_sources import MatchedFilter
 
 _BORDER = 2.0
 """Where a tile ends, sources settle late; what is nearer than this, in resolutions, does not count."""
 
+_AROUND = 2.0
+"""How far, in resolutions, from what still changes the image may change."""
+
+
+_APERTURE = 0.5
+"""Sigma of the aperture in which fluxes must have settled, in resolutions."""
+
 
 class Settling:
-    """Compares what updates still change with the noise of stars.
+    """Compares what updates still change with the noise, in the cores of stars and in apertures.
 
     Parameters
     ----------
@@ -35,33 +43,60 @@ class Settling:
     target_fwhm : `float`
         FWHM of the result.
     limit : `float`
-        Change, in sigma of the peak of a star, below which a fit has settled.
+        Change, in sigma of the height of a star and of the flux in an aperture,
+        below which a place has settled.
 
     Notes
     -----
     The loss of all pixels does not tell: a blend of two stars in a large tile
-    may be sigmas from its solution where the mean loss hardly falls.
+    may be sigmas from its solution where the mean loss hardly falls. What has
+    settled is left as it is while the fit goes on elsewhere, so that a place
+    has as many updates as it needs, whatever else is in its tile.
     """
 
     def __init__(self, matched: MatchedFilter, spread: float, target_fwhm: float, limit: float) -> None:
         self._operator = matched.operator
         self._limit = limit
         shape = matched.operator.fft_shape
-        fwhm = math.sqrt(max(0.0, target_fwhm**2 - spread**2))
-        size = min(21, (min(shape) - 1) // 2 * 2 + 1)
-        self._narrow = centred_rfft2(gaussian_kernel(fwhm, size).to(matched.device), shape).real
+        largest = (min(shape) - 1) // 2 * 2 + 1
         # Height of the target PSF; without one, that of the narrowest that is sampled well.
         height = 1.0 / (2.0 * math.pi * (max(target_fwhm, 2.0) / FWHM_PER_SIGMA) ** 2)
-        share = 1.0 if matched.coverage is None else matched.coverage.clamp(0.0, 1.0).sqrt()
-        self._per_noise = share / (matched.flux_error * height)
+        narrow = gaussian_kernel(math.sqrt(max(0.0, target_fwhm**2 - spread**2)), min(21, largest))
+        # The flux in a Gaussian aperture, whose noise is that of the exposures themselves.
+        sigma = _APERTURE * matched.resolution
+        size = min(2 * math.ceil(3.0 * sigma) + 1, largest)
+        broad = gaussian_kernel(FWHM_PER_SIGMA * sigma, size) * (2.0 * math.sqrt(math.pi) * sigma)
+        kernels = (narrow / (matched.flux_error * height), broad * math.sqrt(matched.weight))
+        self._kernels = [centred_rfft2(kernel.to(matched.device), shape).real for kernel in kernels]
+        self._share = None if matched.coverage is None else matched.coverage.clamp(0.0, 1.0).sqrt()
+        self._around = math.ceil(_AROUND * matched.resolution)
         self._border = matched.operator.margin + math.ceil(_BORDER * matched.resolution)
 
-    def largest(self, change: torch.Tensor) -> float:
-        """Return the largest change of the result, in sigma, from the padded transform of that of h."""
-        moved = self._operator.untransform(change * self._narrow.to(change)) * self._per_noise
-        border = min(self._border, (min(moved.shape) - 1) // 2)
-        return float(moved[border:-border, border:-border].abs().max())
+    def unsettled(self, change: torch.Tensor) -> torch.Tensor | None:
+        """Return the places that still change, and what is near.
 
-    def is_settled(self, change: torch.Tensor) -> bool:
-        """Return whether a change (padded transform) is below the limit everywhere."""
-        return self.largest(change) <= self._limit
+        Parameters
+        ----------
+        change : `torch.Tensor`
+            Padded transform of the change of the latent image.
+
+        Returns
+        -------
+        places : `torch.Tensor`, shape ``latent_shape``, or `None`
+            1 there and at the border, 0 elsewhere; `None` if all have settled.
+        """
+        moved = torch.zeros(self._operator.latent_shape, device=change.device, dtype=change.real.dtype)
+        for kernel in self._kernels:
+            moved = torch.maximum(moved, self._operator.untransform(change * kernel.to(change)).abs())
+        if self._share is not None:
+            moved *= self._share
+        border = min(self._border, (min(moved.shape) - 1) // 2)
+        places = torch.zeros_like(moved)
+        inner = (slice(border, -border), slice(border, -border))
+        places[inner] = (moved[inner] > self._limit).to(moved)
+        if not bool(places.any()):
+            return None
+        places = local_maximum(places, self._around)
+        within = torch.zeros_like(places)
+        within[inner] = 1.0
+        return torch.where(within > 0.0, places, 1.0)
