@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ._place_interval import SourcePlace
 from ._restoration import Restoration
 from ._student import student_interval, student_quantile
 
@@ -118,6 +119,11 @@ class ErrorModel:
     the squared bias is taken off there: not twice, for intervals of skewed
     errors must not be too narrow.
 
+    *In the core of a faint star* not even that will do, for its place is known
+    to half a pixel. There the interval is the profile-likelihood interval of
+    place and flux, whose errors are those that the star has in the
+    realizations (see `SourcePlace.interval`).
+
     *In the sky* errors are far from Gaussian where a restoration is
     non-negative: mostly tiny, and sometimes a speck. But there the errors of
     any other place in the sky are as good. The measurement is therefore
@@ -197,6 +203,8 @@ class ErrorModel:
         if not (np.isfinite(pixels).all() and np.isfinite(expected).all()):
             nan = math.nan
             return Interval(nan, nan, nan, nan, nan, level, False)
+        if not len(w):
+            return Interval(0.0, 0.0, 0.0, 0.0, 0.0, level, False)
         value = float(w @ pixels)
         white = math.sqrt(float(w**2 @ expected))
         more = self.relative_error * abs(value)
@@ -210,6 +218,7 @@ class ErrorModel:
         on_source = _is_source(nearby, np.mean(errors[None] ** 2, axis=1), spread)[0]
         if on_source:
             bias, error, low, high = student_interval(value, errors, level, _LINEAR * spread, more)
+            low, high = self._follow_place(weights, corner, errors, level, (low, high))
         else:
             tail = 0.5 - 0.5 * level
             low, high = (value - float(q) for q in np.quantile(sky, (1.0 - tail, tail)))
@@ -219,6 +228,28 @@ class ErrorModel:
                 low, high = (value - bias + factor * (bound - value + bias) for bound in (low, high))
                 error *= factor
         return Interval(value, bias, error, low, high, level, bool(on_source))
+
+    def _follow_place(
+        self,
+        weights: np.ndarray,
+        corner: tuple[int, int],
+        errors: np.ndarray,
+        level: float,
+        usual: tuple[float, float],
+    ) -> tuple[float, float]:
+        """Return the interval in the core of a star with an uncertain place, and elsewhere the usual one."""
+        share = np.abs(weights) / np.abs(weights).sum()
+        rows, columns = np.indices(weights.shape)
+        y, x = corner[0] + float((share * rows).sum()), corner[1] + float((share * columns).sum())
+        place = SourcePlace.find(self.image, self.realizations, y, x)
+        if place is None or not place.is_narrow(weights):
+            return usual
+
+        def measure(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+            return self._measure(self.image, weights, corner[0] - down, corner[1] - right)
+
+        found = place.interval(measure, errors, level, self.relative_error)
+        return usual if found is None else found
 
     def _place(self, weights: np.ndarray, corner: tuple[int, int]) -> tuple[slice, slice]:
         """Return the rows and columns that weights stand for."""
