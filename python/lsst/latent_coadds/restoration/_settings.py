@@ -142,13 +142,15 @@ class ImageMMSettings(_Checked):
     )
     tolerance: float = _setting(
         5e-7,
-        "Stop when three updates lower the loss per good pixel by less than this per update; 0 never stops.",
+        "Stop when three updates lower the loss per good pixel by less than this per update, unless "
+        "`settled` decides; 0 never stops.",
         min=0.0,
     )
     settled: float = _setting(
         0.005,
-        "Accelerated form: go on, up to 100 updates, where three of them still change the result somewhere "
-        "by more than this many sigma of the height of a star there; 0 does not ask.",
+        "Accelerated form: a place is left as it is when three updates change neither the height of a star "
+        "there nor the flux in an aperture by more than this many sigma, and the fit stops with the last "
+        "place, or after 100 updates; 0 asks for `tolerance` instead.",
         min=0.0,
     )
     n_block: int = _setting(
