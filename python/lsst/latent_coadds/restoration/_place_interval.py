@@ -29,13 +29,18 @@ _ROUNDS = 8
 _LEAST_FOUND, _LEAST_FLUX = 8, 0.35
 """How many realizations must have the source, with how much of its flux."""
 
+_NARROW = 25.0
+"""Pixels that weights have, in units of the source's variance: a fit of a PSF has 13,
+and in apertures places hardly matter.
+"""
+
 _SURE = 0.25
 """Error of the place, in sigma of the source's profile, below which places enter linearly."""
 
 _UNEXPLAINED = 0.5
 """Part of the squared errors that places and fluxes may leave unexplained."""
 
-_GROWTH = 1.05
+_GROWTH = 1.08
 """Factor of the radius of the region: too small it is for faint stars whose flux came out high."""
 
 _FARTHEST = 6.0
@@ -116,9 +121,9 @@ class SourcePlace:
         return math.sqrt(np.mean(self.shifts**2))
 
     def is_narrow(self, weights: np.ndarray) -> bool:
-        """Return whether weights see a part of the source only, whose place is uncertain."""
+        """Return whether what weights see depends on the place of the source, and that is uncertain."""
         n_pixels = np.abs(weights).sum() ** 2 / (weights**2).sum()
-        return bool(n_pixels < 2.0 * math.pi * self.sigma**2 and self.error > _SURE * self.sigma)
+        return bool(n_pixels < _NARROW * self.sigma**2 and self.error > _SURE * self.sigma)
 
     def interval(
         self,

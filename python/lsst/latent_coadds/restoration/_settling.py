@@ -23,6 +23,9 @@ from ._point_sources import MatchedFilter
 _BORDER = 2.0
 """Where a tile ends, sources settle late; what is nearer than this, in resolutions, does not count."""
 
+_LEAST_INSIDE = 8
+"""Part of the side of an image, as 1 / this, beyond which the border does not reach."""
+
 _AROUND = 2.0
 """How far, in resolutions, from what still changes the image may change."""
 
@@ -70,7 +73,8 @@ class Settling:
         self._kernels = [centred_rfft2(kernel.to(matched.device), shape).real for kernel in kernels]
         self._share = None if matched.coverage is None else matched.coverage.clamp(0.0, 1.0).sqrt()
         self._around = math.ceil(_AROUND * matched.resolution)
-        self._border = matched.operator.margin + math.ceil(_BORDER * matched.resolution)
+        inside = min(math.ceil(_BORDER * matched.resolution), min(matched.operator.shape) // _LEAST_INSIDE)
+        self._border = matched.operator.margin + inside
 
     def unsettled(self, change: torch.Tensor) -> torch.Tensor | None:
         """Return the places that still change, and what is near.
@@ -90,9 +94,9 @@ class Settling:
             moved = torch.maximum(moved, self._operator.untransform(change * kernel.to(change)).abs())
         if self._share is not None:
             moved *= self._share
-        border = min(self._border, (min(moved.shape) - 1) // 2)
         places = torch.zeros_like(moved)
-        inner = (slice(border, -border), slice(border, -border))
+        height, width = moved.shape
+        inner = (slice(self._border, height - self._border), slice(self._border, width - self._border))
         places[inner] = (moved[inner] > self._limit).to(moved)
         if not bool(places.any()):
             return None
