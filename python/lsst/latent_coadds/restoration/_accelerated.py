@@ -164,8 +164,10 @@ def fit_stack(
         quadratic = quadratic.with_price(price)
         watch = None if held_out is None else held_out(light, rejected)
         # Beyond the border no data contradict light that outliers have made.
-        again = quadratic.select(fit.coefficients, 1.0 - near) + quadratic.select(start, near)
-        pace = None if fit.pace is None else fit.pace.begin_again(quadratic, again, near)
+        beyond = near.clone()
+        operator.crop(beyond).zero_()
+        again = quadratic.select(fit.coefficients, 1.0 - beyond) + quadratic.select(start, beyond)
+        pace = None if fit.pace is None else fit.pace.begin_again(quadratic, again, beyond)
         free = quadratic.spread(local_maximum(near, _AROUND)) > 0.0
         following = fit_accelerated(
             fidelity, quadratic, again, settings, progress, watch, pace, settling, free
