@@ -91,7 +91,7 @@ def find_blended_points(
     maximum, while they are as high around a star as under it.
     """
     others = PointSources.none(matched.device)
-    if threshold <= 0.0:
+    if not matched.finds(threshold):
         return others
     operator, weights = matched.operator, stack.exposure_weights()
     row, column = (o - operator.margin for o in stack.origin)

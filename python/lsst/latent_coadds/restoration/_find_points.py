@@ -60,7 +60,7 @@ def find_points(
     Where candidates are looked for, the coadd fills gaps and outliers; these
     are left out of the fit of the candidates.
     """
-    if threshold <= 0.0 or not matched.well_sampled:
+    if not matched.finds(threshold):
         return PointSources.none(matched.device)
     finder = PointFinder(matched, threshold)
     coadd = direct_coadd(stack, DirectSettings(clip=True))

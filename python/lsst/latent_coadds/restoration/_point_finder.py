@@ -211,7 +211,7 @@ class PointFinder:
         others : `PointSources`
             Other points; none where there can be none at all.
         """
-        if self.threshold <= 0.0 or not self.matched.well_sampled:
+        if not self.matched.finds(self.threshold):
             return points, PointSources.none(self.matched.device)
         same = points
         if len(points):

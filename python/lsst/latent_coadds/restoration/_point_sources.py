@@ -120,10 +120,9 @@ class MatchedFilter:
         """Where the tensors are."""
         return self._point.device
 
-    @property
-    def well_sampled(self) -> bool:
-        """Whether PSFs are sampled well enough for places between pixels."""
-        return self.resolution >= _LEAST_RESOLUTION
+    def finds(self, threshold: float) -> bool:
+        """Return whether there can be points: a threshold, and PSFs that tell places between pixels."""
+        return threshold > 0.0 and self.resolution >= _LEAST_RESOLUTION
 
     @property
     def weight(self) -> float:

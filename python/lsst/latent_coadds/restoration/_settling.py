@@ -29,7 +29,6 @@ _LEAST_INSIDE = 8
 _AROUND = 2.0
 """How far, in resolutions, from what still changes the image may change."""
 
-
 _APERTURE = 0.5
 """Sigma of the aperture in which fluxes must have settled, in resolutions."""
 
@@ -105,7 +104,6 @@ class Settling:
         places[inner] = (moved[inner] > self._limit).to(moved)
         if not bool(places.any()):
             return None
-        places = local_maximum(places, self._around)
-        within = torch.zeros_like(places)
-        within[inner] = 1.0
-        return torch.where(within > 0.0, places, 1.0)
+        near = torch.ones_like(places)
+        near[inner] = local_maximum(places, self._around)[inner]
+        return near

@@ -285,7 +285,7 @@ def find_missed(
     threshold : `float`
         Significance from which on points are found; 0 if none are.
     """
-    if threshold <= 0.0 or not matched.well_sampled:
+    if not matched.finds(threshold):
         return PointSources.none(matched.device)
     found = PointFinder(matched, threshold - _BELOW).candidates(signal, n_rounds=1)
     strength = found.flux / matched.flux_errors(found)
