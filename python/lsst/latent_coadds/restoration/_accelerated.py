@@ -30,6 +30,7 @@ from ._filled import start_accelerated
 from ._find_points import find_points, local_precision
 from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
 from ._frames import flags_to_latent
+from ._local_fit import fit_places
 from ._operators import ConvolutionOperator
 from ._peaks import local_maximum
 from ._point_sources import MatchedFilter, PointSources
@@ -142,8 +143,12 @@ def fit_stack(
     fidelity = _data_term(rest, settings)
     rejected = torch.zeros_like(stack.good)
     watch = None if held_out is None else held_out(light, rejected)
-    settling = Settling(matched, spread, settings.target_fwhm, settings.settled) if settings.settled else None
+    settling = None
+    if settings.settled:
+        scale = quadratic.largest_scale
+        settling = Settling(matched, spread, settings.target_fwhm, scale, settings.settled)
     fit = fit_accelerated(fidelity, quadratic, start, settings, progress, watch, settling=settling)
+    fit = _finish(fit, fidelity, quadratic, settings, settling)
     for _ in range(_REJECTIONS if settings.reject_sigma > 0.0 else 0):
         everything = _data_term(whole, settings).without(rejected)
         found = reject_outliers(operator, everything, fit.transform + light, settings.reject_sigma)
@@ -168,12 +173,36 @@ def fit_stack(
         operator.crop(beyond).zero_()
         again = quadratic.select(fit.coefficients, 1.0 - beyond) + quadratic.select(start, beyond)
         pace = None if fit.pace is None else fit.pace.begin_again(quadratic, again, beyond)
-        free = quadratic.spread(local_maximum(near, _AROUND)) > 0.0
-        following = fit_accelerated(
-            fidelity, quadratic, again, settings, progress, watch, pace, settling, free
-        )
+        places = local_maximum(near, _AROUND)
+        windows = None if settling is None or watch is not None else settling.windows(places)
+        if settling is not None and windows is not None:
+            following = fit_places(fidelity, quadratic, again, places, windows, settings, settling)
+        else:
+            free = quadratic.spread(places) > 0.0
+            following = fit_accelerated(
+                fidelity, quadratic, again, settings, progress, watch, pace, settling, free
+            )
+            following = _finish(following, fidelity, quadratic, settings, settling)
         fit = fit.then(following)
     return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
+
+
+def _finish(
+    fit: Fit,
+    fidelity: HuberFidelity,
+    quadratic: NonNegativeQuadratic,
+    settings: ImageMMSettings,
+    settling: Settling | None,
+) -> Fit:
+    """Return a fit that has settled where few places had not, each in a window of its own."""
+    if settling is None or fit.unsettled is None:
+        return fit
+    windows = settling.windows(fit.unsettled)
+    if windows is None:
+        return fit
+    return fit.then(
+        fit_places(fidelity, quadratic, fit.coefficients, fit.unsettled, windows, settings, settling)
+    )
 
 
 def _begin(

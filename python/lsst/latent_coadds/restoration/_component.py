@@ -54,9 +54,8 @@ class Component:
         # Tiles that overlap have their coarse pixels at the same places.
         first = [-o % self.step for o in origin]
         self.places = (slice(first[0], None, self.step), slice(first[1], None, self.step))
-        self.shape = tuple(
-            -(-(n - f) // self.step) for n, f in zip(operator.latent_shape, first, strict=True)
-        )
+        height, width = (-(-(n - f) // self.step) for n, f in zip(operator.latent_shape, first, strict=True))
+        self.shape = (height, width)
         self.part = slice(start, start + self.shape[0] * self.shape[1])
         height, width = (n // self.step for n in operator.fft_shape)
         self.fft_shape = (height, width)
@@ -110,3 +109,19 @@ class Component:
         full = torch.fft.irfft2(low, s=self.fft_shape)
         part = out[self.part].view(self.shape)
         torch.mul(full[: self.shape[0], : self.shape[1]], 1.0 / self.step**2, out=part)
+
+    def index(self, corner: tuple[int, int], shape: tuple[int, int]) -> torch.Tensor:
+        """Return the numbers of the coefficients of a part of the latent image.
+
+        Parameters
+        ----------
+        corner : `tuple` [ `int`, `int` ]
+            Where (row, column) the part begins, even numbers.
+        shape : `tuple` [ `int`, `int` ]
+            Shape of its coefficients.
+        """
+        rows, columns = (
+            torch.arange(n, device=self._profile.device) + c // self.step
+            for n, c in zip(shape, corner, strict=True)
+        )
+        return (self.part.start + rows[:, None] * self.shape[1] + columns).reshape(-1)

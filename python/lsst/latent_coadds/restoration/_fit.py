@@ -60,7 +60,8 @@ class Fit:
 
     ``coefficients`` is what was fitted, ``transform`` the padded transform
     of the latent image and ``gradient`` that of the gradient of the data term.
-    ``pace`` is the momentum with which a fit may go on.
+    ``pace`` is the momentum with which a fit may go on, and ``unsettled``
+    (latent shape) is positive where it should, in windows.
     """
 
     coefficients: torch.Tensor
@@ -70,6 +71,7 @@ class Fit:
     n_iterations: int
     converged: bool
     pace: Pace | None = None
+    unsettled: torch.Tensor | None = None
 
     def then(self, following: Fit) -> Fit:
         """Return a fit that went on from this one, with both histories."""
@@ -162,6 +164,7 @@ class _Monitor:
         self.held_out = held_out
         self.settling = settling
         self.unsettled: torch.Tensor | None = None
+        self.few = False
         self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=4)
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
@@ -187,6 +190,8 @@ class _Monitor:
         if self.threshold > 0 and look and len(last) == 4:
             # What the loss of a whole tile does is none of the business of a place in it.
             self.converged = self._has_settled() if self.settling else fall <= 3 * self.threshold
+            if self.few:
+                return True
         if self.held_out is not None and self.held_out.since >= self.held_out.patience:
             self.converged = True
         limit = self.settings.time_limit
@@ -198,13 +203,17 @@ class _Monitor:
         if len(self.history) > _LONGEST:
             return True
         self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
-        return self.unsettled is None
+        if self.unsettled is None:
+            return True
+        self.few = self.held_out is None and self.settling.windows(self.unsettled) is not None
+        return False
 
     def finish(self, solution: _Solution, iteration: int) -> Fit:
         """Return the last solution, or the best one for held-out pixels."""
         if self.held_out is not None and self.held_out.best is not None:
             solution = self.held_out.best
-        return Fit(*solution, self.history, iteration, self.converged)
+        left = self.unsettled if self.few else None
+        return Fit(*solution, self.history, iteration, self.converged, unsettled=left)
 
 
 def fit_accelerated(
@@ -246,8 +255,8 @@ def fit_accelerated(
         plain = quadratic.solve(
             accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
         )
-        if monitor.unsettled is not None:
-            places = quadratic.spread(monitor.unsettled) > 0.0
+        if settling is not None and monitor.unsettled is not None:
+            places = quadratic.spread(settling.with_border(monitor.unsettled)) > 0.0
             free, monitor.unsettled = (places if free is None else free & places), None
         if free is not None:
             plain, pace.previous = (torch.where(free, p, accepted) for p in (plain, pace.previous))

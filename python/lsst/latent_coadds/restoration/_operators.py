@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("ConvolutionOperator",)
+__all__ = ("ConvolutionOperator", "transform_shape")
 
 from collections.abc import Iterator
 
@@ -87,23 +87,26 @@ class ConvolutionOperator:
         size = kernels.shape[-1]
         half = size // 2
         self.n_exposures, self.n_terms = kernels.shape[:2]
+        self.kernels = kernels
         self.shape = shape
         self.margin = margin
+        self.padding = padding
+        self.extent = extent or shape
+        self.origin = origin
         self.latent_shape = (shape[0] + 2 * margin, shape[1] + 2 * margin)
         self.sampler = sampler
-        self._reference = reference
+        self.reference = reference
         self.data_shape = shape if sampler is None else sampler.frame_shape
         shift = -half - margin
         if sampler is not None:
             padding += 2 * sampler.padding
             shift += sampler.padding
-        height, width = (good_fft_size(max(n + margin + max(margin, half) + padding, size)) for n in shape)
-        self.fft_shape = (height, width)
+        self.fft_shape = height, width = transform_shape(shape, margin, size, padding)
         padded = kernels.new_zeros((*kernels.shape[:2], *self.fft_shape))
         padded[..., :size, :size] = kernels
         # Pixel (0, 0) of the area with data is latent pixel (margin, margin).
         self._transfer = torch.fft.rfft2(torch.roll(padded, (shift, shift), dims=(-2, -1)))
-        self._terms, self._moments = self._make_terms(extent or shape, origin)
+        self._terms, self._moments = self._make_terms(self.extent, origin)
         pixels = height * width
         # A processor is fastest with what its caches hold; a sampler holds one exposure.
         space = 2**23 if kernels.device.type == "cpu" else 2**28
@@ -236,7 +239,7 @@ class ConvolutionOperator:
         weights = weights * self.gains.to(weights)
         total = torch.zeros_like(self._transfer[0, 0].real)
         for t, (weight, transfers) in enumerate(zip(weights.tolist(), self._transfer, strict=True)):
-            if self._reference is not None:
+            if self.reference is not None:
                 typical = self._typical(t)
                 total += weight * (typical.real**2 + typical.imag**2)
                 continue
@@ -247,9 +250,9 @@ class ConvolutionOperator:
 
     def _typical(self, t: int) -> torch.Tensor:
         """Return the transform of a typical kernel of exposure ``t``, by default the first term."""
-        if self._reference is None:
+        if self.reference is None:
             return self._transfer[t, 0]
-        return torch.tensordot(self._reference[t].to(self._transfer), self._transfer[t], dims=1)
+        return torch.tensordot(self.reference[t].to(self._transfer), self._transfer[t], dims=1)
 
     def square_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the sum over pixels of weights times squared kernels.
@@ -319,3 +322,9 @@ class ConvolutionOperator:
         right = (x * self.adjoint(y)).sum()
         scale = torch.linalg.vector_norm(self.forward(x)) * torch.linalg.vector_norm(y)
         return float((left - right).abs() / scale)
+
+
+def transform_shape(shape: tuple[int, int], margin: int, size: int, padding: int) -> tuple[int, int]:
+    """Return the shape of transforms of an area (H, W), for kernels of ``size`` pixels."""
+    height, width = (good_fft_size(max(n + margin + max(margin, size // 2) + padding, size)) for n in shape)
+    return height, width

@@ -130,6 +130,7 @@ class NonNegativeQuadratic:
         origin: tuple[int, int] = (0, 0),
     ) -> None:
         self.operator = operator
+        self._arguments = (weights, tuple(scales), tuple(penalties), origin)
         self.curvature = operator.power(weights)
         self._complex = torch.complex(self.curvature, torch.zeros_like(self.curvature))
         self._components: list[Component] = []
@@ -149,6 +150,53 @@ class NonNegativeQuadratic:
     def n_scales(self) -> int:
         """Number of scales, S."""
         return len(self._components)
+
+    @property
+    def largest_scale(self) -> float:
+        """Standard deviation of the widest Gaussians in pixels."""
+        return max(self._arguments[1])
+
+    def part(
+        self, operator: ConvolutionOperator, which: list[int], corner: tuple[int, int]
+    ) -> tuple[NonNegativeQuadratic, torch.Tensor]:
+        """Return the problem for a part of the latent image.
+
+        Parameters
+        ----------
+        operator : `ConvolutionOperator`
+            The forward model of the part, with the margin of the whole.
+        which : `list` [ `int` ]
+            Its exposures.
+        corner : `tuple` [ `int`, `int` ]
+            Where (row, column) it begins, even numbers.
+
+        Returns
+        -------
+        quadratic : `NonNegativeQuadratic`
+            The problem, with the prices of the whole.
+        index : `torch.Tensor` of int, shape (n,)
+            The numbers of its coefficients.
+        """
+        weights, scales, penalties, origin = self._arguments
+        part = NonNegativeQuadratic(
+            operator,
+            weights[which],
+            scales=scales,
+            penalties=penalties,
+            origin=(origin[0] + corner[0], origin[1] + corner[1]),
+        )
+        pairs = zip(self._components, part._components, strict=True)
+        index = torch.cat([whole.index(corner, mine.shape) for whole, mine in pairs])
+        like = part._prices
+        part._prices, part._largest = self._prices[index].to(like), self._largest[index].to(like)
+        part._balance = None if self._balance is None else self._balance[index].to(like)
+        return part, index
+
+    def only(self, free: torch.Tensor) -> NonNegativeQuadratic:
+        """Return the same problem, where coefficients that are not ``free`` (N,) stay as they are."""
+        other = copy.copy(self)
+        other._largest = torch.where(free, self._largest, math.inf)
+        return other
 
     def combine(self, z: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the latent image of coefficients (N,)."""

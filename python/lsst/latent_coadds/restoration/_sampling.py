@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ("FrameSampler",)
 
+import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -115,6 +116,68 @@ class FrameSampler:
         numbers, x, y = (index.to(like.device) for index in (numbers, x, y))
         return _Sites(oversampling, table.to(like), numbers, x, y, area.to(like))
 
+    def part(
+        self, which: list[int], corner: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[FrameSampler, list[tuple[int, int]], torch.Tensor]:
+        """Return a sampler for a part of the latent area, in double precision and without ``frames``.
+
+        Parameters
+        ----------
+        which : `list` [ `int` ]
+            The exposures.
+        corner, shape : `tuple` [ `int`, `int` ]
+            Where (row, column) the part begins, even numbers, and its shape.
+
+        Returns
+        -------
+        sampler : `FrameSampler`
+            For cut-outs (n, h, w) of the exposures.
+        corners : `list` [ `tuple` [ `int`, `int` ] ]
+            Where these begin.
+        inside : `torch.Tensor` of bool, shape (n, h, w)
+            Pixels whose centres lie on the part.
+        """
+        found = [self._find(self._sites[t], corner, shape) for t in which]
+        sides = [
+            [int(p.max() - p.min()) + 1 if len(p) else 1 for p in rows_columns] for _, *rows_columns in found
+        ]
+        result = copy.copy(self)
+        del result.frames
+        result._recent = None
+        result.gains = [self.gains[t] for t in which]
+        result.frame_shape = height, width = max(s[0] for s in sides), max(s[1] for s in sides)
+        result._sites, corners = [], []
+        inside = torch.zeros((len(which), height * width), dtype=torch.bool, device=self._sites[0].x.device)
+        for i, (t, (chosen, rows, columns)) in enumerate(zip(which, found, strict=True)):
+            row, column = (
+                min(int(p.min()) if len(p) else 0, n - m)
+                for p, n, m in zip((rows, columns), self.frame_shape, result.frame_shape, strict=True)
+            )
+            sites = self._sites[t]
+            by = [round(c * sites.oversampling * (1 << _PHASE_BITS)) for c in corner]
+            pixels = (rows - row) * width + (columns - column)
+            moved = (pixels, sites.x[chosen] - by[1], sites.y[chosen] - by[0], sites.area[chosen].double())
+            result._sites.append(_Sites(sites.oversampling, sites.table.double(), *moved))
+            inside[i, pixels.long()] = True
+            corners.append((row, column))
+        return result, corners, inside.reshape(-1, height, width)
+
+    def _find(
+        self, sites: _Sites, corner: tuple[int, int], shape: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return which pixels of an exposure are on a part, and their rows and columns."""
+        first = 0.5 * len(sites.table) - 1.0
+        chosen = torch.ones_like(sites.x, dtype=torch.bool)
+        for taps, start, n in zip((sites.y, sites.x), corner, shape, strict=True):
+            least, most = (
+                ((edge - 0.5 + self.padding) * sites.oversampling - first) * (1 << _PHASE_BITS)
+                for edge in (start, start + n)
+            )
+            chosen &= (taps > least) & (taps < most)
+        pixels = sites.pixels[chosen]
+        width = self.frame_shape[1]
+        return chosen, torch.div(pixels, width, rounding_mode="floor"), pixels % width
+
     def _pieces(self, t: int, width: int) -> list[_Piece]:
         """Return what `_make_pieces` yields; a prediction and its gradient want the same."""
         if self._recent is None or self._recent[:2] != (t, width):
@@ -180,9 +243,14 @@ def refine(transform: torch.Tensor, shape: tuple[int, int], fine: tuple[int, int
     if shape == fine:
         return torch.fft.irfft2(transform, s=shape, dim=(-2, -1))
     rows, columns = shape[0] // 2, shape[1] // 2
-    padded = transform.new_zeros((*transform.shape[:-2], fine[0], columns))
-    padded[..., :rows, :] = transform[..., :rows, :columns]
-    padded[..., fine[0] - rows + 1 :, :] = transform[..., rows + 1 :, :columns]
+    padded = transform.new_zeros((*transform.shape[:-2], fine[0], columns + 1))
+    padded[..., : rows + 1, :] = transform[..., : rows + 1, :]
+    padded[..., fine[0] - rows :, :] = transform[..., rows:, :]
+    # The highest frequency of an even grid stands for two. Without it the result would depend on the size
+    # of the grid.
+    for row in (rows, fine[0] - rows):
+        padded[..., row, :] *= 0.5
+    padded[..., columns] *= 0.5
     scale = fine[0] * fine[1] / (shape[0] * shape[1])
     return torch.fft.irfft(torch.fft.ifft(padded, dim=-2), n=fine[1], dim=-1) * scale
 
@@ -193,10 +261,10 @@ def coarsen(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     if fine == shape:
         return torch.fft.rfft2(image, dim=(-2, -1))
     rows, columns = shape[0] // 2, shape[1] // 2
-    seen = torch.fft.fft(torch.fft.rfft(image, dim=-1)[..., :columns], dim=-2)
-    result = seen.new_zeros((*seen.shape[:-2], shape[0], columns + 1))
-    result[..., :rows, :columns] = seen[..., :rows, :]
-    result[..., rows + 1 :, :columns] = seen[..., fine[0] - rows + 1 :, :]
+    seen = torch.fft.fft(torch.fft.rfft(image, dim=-1)[..., : columns + 1], dim=-2)
+    result = torch.cat([seen[..., :rows, :], seen[..., fine[0] - rows :, :]], dim=-2)
+    result[..., rows, :] += seen[..., rows, :]
+    result[..., rows, :] *= 0.5
     return result
 
 

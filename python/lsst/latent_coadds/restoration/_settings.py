@@ -147,7 +147,7 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     settled: float = _setting(
-        0.005,
+        0.003,
         "Accelerated form: a place is left as it is when three updates change neither the height of a star "
         "there by more than this many sigma, nor the flux in an aperture by more than four times as many, "
         "and the fit stops with the last place, or after 100 updates; 0 asks for `tolerance` instead.",

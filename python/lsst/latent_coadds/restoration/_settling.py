@@ -12,13 +12,16 @@ from __future__ import annotations
 
 __all__ = ("Settling",)
 
+import copy
 import math
 
 import torch
 
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel
+from ._operators import ConvolutionOperator
 from ._peaks import local_maximum
 from ._point_sources import MatchedFilter
+from ._windows import LocalWindow, plan_windows
 
 _BORDER = 2.0
 """Where a tile ends, sources settle late; what is nearer than this, in resolutions, does not count."""
@@ -49,6 +52,8 @@ class Settling:
         FWHM of the Gaussian that the kernels of the model were divided by.
     target_fwhm : `float`
         FWHM of the result.
+    scale : `float`
+        Standard deviation of the widest components of the latent image in pixels.
     limit : `float`
         Change, in sigma of the height of a star, below which a place has
         settled; that of the flux in an aperture may be four times as large.
@@ -61,8 +66,12 @@ class Settling:
     has as many updates as it needs, whatever else is in its tile.
     """
 
-    def __init__(self, matched: MatchedFilter, spread: float, target_fwhm: float, limit: float) -> None:
+    def __init__(
+        self, matched: MatchedFilter, spread: float, target_fwhm: float, scale: float, limit: float
+    ) -> None:
         self._operator = matched.operator
+        self._scale = scale
+        self._is_part = False
         self._limit = limit
         shape = matched.operator.fft_shape
         largest = (min(shape) - 1) // 2 * 2 + 1
@@ -74,11 +83,26 @@ class Settling:
         size = min(2 * math.ceil(3.0 * sigma) + 1, largest)
         broad = gaussian_kernel(FWHM_PER_SIGMA * sigma, size) * (2.0 * math.sqrt(math.pi) * sigma)
         kernels = (narrow / (matched.flux_error * height), broad * (_FLUX_WEIGHT * math.sqrt(matched.weight)))
-        self._kernels = [centred_rfft2(kernel.to(matched.device), shape).real for kernel in kernels]
+        self._stamps = [kernel.to(matched.device) for kernel in kernels]
+        self._kernels = [centred_rfft2(stamp, shape).real for stamp in self._stamps]
         self._share = None if matched.coverage is None else matched.coverage.clamp(0.0, 1.0).sqrt()
         self._around = math.ceil(_AROUND * matched.resolution)
         inside = min(math.ceil(_BORDER * matched.resolution), min(matched.operator.shape) // _LEAST_INSIDE)
         self._border = matched.operator.margin + inside
+
+    def part(self, operator: ConvolutionOperator, corner: tuple[int, int]) -> Settling:
+        """Return the same for a part of the latent image that begins at a corner (row, column)."""
+        part = copy.copy(self)
+        part._operator, part._border, part._is_part = operator, 0, True
+        part._kernels = [centred_rfft2(stamp.double(), operator.fft_shape).real for stamp in self._stamps]
+        if self._share is not None:
+            rows, columns = (slice(c, c + n) for c, n in zip(corner, operator.latent_shape, strict=True))
+            part._share = self._share[rows, columns]
+        return part
+
+    def windows(self, places: torch.Tensor) -> list[LocalWindow] | None:
+        """Return windows (see `plan_windows`) around places (latent shape), if they are few."""
+        return None if self._is_part else plan_windows(self._operator, places, self._scale, self._around)
 
     def unsettled(self, change: torch.Tensor) -> torch.Tensor | None:
         """Return the places that still change, and what is near.
@@ -91,7 +115,7 @@ class Settling:
         Returns
         -------
         places : `torch.Tensor`, shape ``latent_shape``, or `None`
-            1 there and at the border, 0 elsewhere; `None` if all have settled.
+            1 there, 0 elsewhere, and at the border; `None` if all have settled.
         """
         moved = torch.zeros(self._operator.latent_shape, device=change.device, dtype=change.real.dtype)
         for kernel in self._kernels:
@@ -102,8 +126,12 @@ class Settling:
         height, width = moved.shape
         inner = (slice(self._border, height - self._border), slice(self._border, width - self._border))
         places[inner] = (moved[inner] > self._limit).to(moved)
-        if not bool(places.any()):
-            return None
-        near = torch.ones_like(places)
-        near[inner] = local_maximum(places, self._around)[inner]
-        return near
+        return local_maximum(places, self._around) if bool(places.any()) else None
+
+    def with_border(self, places: torch.Tensor) -> torch.Tensor:
+        """Return places and the border, of which `unsettled` knows nothing."""
+        result = torch.ones_like(places)
+        height, width = places.shape
+        inner = (slice(self._border, height - self._border), slice(self._border, width - self._border))
+        result[inner] = places[inner]
+        return result
