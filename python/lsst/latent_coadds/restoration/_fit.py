@@ -248,17 +248,24 @@ def fit_accelerated(
     monitor = _Monitor(settings, fidelity, progress, held_out, settling)
     monitor.record(0, objective, (coefficients, transform, gradient))
     pace = Pace(coefficients) if pace is None else pace
+    problem = quadratic
+    if free is not None:
+        problem = quadratic.only(free)
+        pace.inner.freeze(free)
     accepted, damping = coefficients, 1.0
     iteration = 0
     while iteration < settings.n_iter and not monitor.stop():
         iteration += 1
-        plain = quadratic.solve(
-            accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
-        )
         if settling is not None and monitor.unsettled is not None:
             places = quadratic.spread(settling.with_border(monitor.unsettled)) > 0.0
             free, monitor.unsettled = (places if free is None else free & places), None
+            problem = quadratic.only(free)
+            pace.inner.freeze(free)
+        plain = problem.solve(
+            accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
+        )
         if free is not None:
+            # Exactly, and not but for rounding.
             plain, pace.previous = (torch.where(free, p, accepted) for p in (plain, pace.previous))
         beta, following = momentum(pace.t)
         candidate = torch.add(plain, plain - pace.previous, alpha=beta).clamp_min_(0.0)
