@@ -119,7 +119,7 @@ def test_windows_find_the_solution_of_the_whole(native: bool, varying: bool) -> 
         problem.fidelity, problem.quadratic, problem.start, places, windows, SETTINGS, problem.settling
     )
     free = problem.quadratic.spread(places) > 0.0
-    settings = dataclasses.replace(SETTINGS, n_iter=400, n_steps=20, tolerance=0.0)
+    settings = dataclasses.replace(SETTINGS, n_iter=120, n_steps=20, tolerance=0.0)
     whole = fit_accelerated(problem.fidelity, problem.quadratic, problem.start, settings, free=free)
     begin = dataclasses.replace(whole, transform=problem.quadratic.combine(problem.start))
     assert problem.largest(local, begin) > 0.5

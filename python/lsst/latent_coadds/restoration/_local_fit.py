@@ -72,18 +72,18 @@ def fit_places(
     rest of the image.
     """
     operator = quadratic.operator
-    free = quadratic.spread(places) > 0.0
-    parts = [_Part(fidelity, quadratic, window, free) for window in windows]
+    settings = dataclasses.replace(settings, n_steps=_INNER_STEPS, n_block=_BLOCK)
+    parts = [_Part(operator, fidelity, window) for window in windows]
     light = operator.lift(quadratic.combine(coefficients))
     for which in operator.chunks():
         for t, model in zip(range(which.start, which.stop), operator.predict(light, which), strict=True):
             for part in parts:
                 part.subtract(t, model)
-    settings = dataclasses.replace(settings, n_steps=_INNER_STEPS, n_block=_BLOCK)
+    free = quadratic.spread(places) > 0.0
     result, n_updates, converged = coefficients.clone(), 0, True
     for part in parts:
-        fit = part.fit(coefficients, settings, settling)
-        result[part.index[part.free]] = fit.coefficients[part.free].to(result)
+        index, fit = part.fit(quadratic, coefficients, free, settings, settling)
+        result[index] = fit.coefficients.to(result)
         n_updates, converged = max(n_updates, fit.n_iterations), converged and fit.converged
     transform = quadratic.combine(result)
     objective, gradient = evaluate(operator, fidelity, transform)
@@ -93,58 +93,67 @@ def fit_places(
 
 
 class _Part:
-    """The problem in one window."""
+    """The data of one window, in double precision.
 
-    def __init__(
-        self,
-        fidelity: HuberFidelity,
-        quadratic: NonNegativeQuadratic,
-        window: LocalWindow,
-        free: torch.Tensor,
-    ) -> None:
-        whole = quadratic.operator
-        self._corner = window.corner
+    In single precision two stars that are not quite told apart settle a tenth
+    of a sigma too early.
+    """
+
+    def __init__(self, whole: ConvolutionOperator, fidelity: HuberFidelity, window: LocalWindow) -> None:
+        self._window = window
         views = _cut(whole, list(range(whole.n_exposures)), window)[1]
         seeing = [t for t, view in enumerate(views) if bool((fidelity.inverse_sigma[t][view] > 0.0).any())]
-        which = seeing or [0]
-        sampler, views, inside = _cut(whole, which, window)
-        self._views = dict(zip(which, views, strict=True))
-        self._number = {t: i for i, t in enumerate(which)}
-        # In single precision two stars that are not quite told apart settle a tenth of a sigma too early.
+        self._which = seeing or [0]
+        self._sampler, self._views, inside = _cut(whole, self._which, window)
         image, weight = (
-            torch.stack([plane[t][view].double() for t, view in self._views.items()])
+            torch.stack([plane[t][view].double() for t, view in zip(self._which, self._views, strict=True)])
             for plane in (fidelity.image, fidelity.inverse_sigma)
         )
         self._fidelity = HuberFidelity(image, weight * inside, fidelity.delta)
-        self._operator = ConvolutionOperator(
-            whole.kernels[which].double(),
-            window.shape,
-            margin=whole.margin,
-            padding=whole.padding,
-            extent=whole.extent,
-            origin=(whole.origin[0] + window.corner[0], whole.origin[1] + window.corner[1]),
-            sampler=sampler,
-            reference=None if whole.reference is None else whole.reference[which].double(),
-        )
-        part, self.index = quadratic.part(self._operator, which, window.corner)
-        box = image.new_zeros(self._operator.latent_shape)
-        box[window.box] = 1.0
-        self.free = (part.spread(box) > 0.0) & free[self.index]
-        self._quadratic = part.only(self.free)
 
     def subtract(self, t: int, model: torch.Tensor) -> None:
         """Take the light of the whole image off an exposure."""
-        if t in self._number:
-            self._fidelity.image[self._number[t]] -= model[self._views[t]]
+        if t in self._which:
+            i = self._which.index(t)
+            self._fidelity.image[i] -= model[self._views[i]]
 
-    def fit(self, coefficients: torch.Tensor, settings: ImageMMSettings, settling: Settling) -> Fit:
-        """Fit the coefficients of this window."""
-        start = torch.where(self.free, coefficients[self.index].double(), 0.0)
-        own = self._operator.lift(self._quadratic.combine(start))
-        for which in self._operator.chunks():
-            self._fidelity.image[which] += self._operator.predict(own, which)
-        local = settling.part(self._operator, self._corner)
-        return fit_accelerated(self._fidelity, self._quadratic, start, settings, settling=local)
+    def fit(
+        self,
+        quadratic: NonNegativeQuadratic,
+        coefficients: torch.Tensor,
+        free: torch.Tensor,
+        settings: ImageMMSettings,
+        settling: Settling,
+    ) -> tuple[torch.Tensor, Fit]:
+        """Return which coefficients of the whole belong to this window, and the fit of these."""
+        operator = self._make_operator(quadratic.operator)
+        corner = self._window.corner
+        local, index = quadratic.part(operator, self._which, corner)
+        box = self._fidelity.image.new_zeros(operator.latent_shape)
+        box[self._window.box] = 1.0
+        mine = (local.spread(box) > 0.0) & free[index]
+        start = torch.where(mine, coefficients[index].double(), 0.0)
+        own = operator.lift(local.combine(start))
+        for which in operator.chunks():
+            self._fidelity.image[which] += operator.predict(own, which)
+        fit = fit_accelerated(
+            self._fidelity, local.only(mine), start, settings, settling=settling.part(operator, corner)
+        )
+        return index[mine], dataclasses.replace(fit, coefficients=fit.coefficients[mine])
+
+    def _make_operator(self, whole: ConvolutionOperator) -> ConvolutionOperator:
+        first = zip(whole.origin, self._window.corner, strict=True)
+        y, x = (a + b for a, b in first)
+        return ConvolutionOperator(
+            whole.kernels[self._which].double(),
+            self._window.shape,
+            margin=whole.margin,
+            padding=whole.padding,
+            extent=whole.extent,
+            origin=(y, x),
+            sampler=self._sampler,
+            reference=None if whole.reference is None else whole.reference[self._which].double(),
+        )
 
 
 def _cut(
