@@ -35,7 +35,7 @@ from lsst.latent_coadds.restoration._windows import plan_windows
 
 SIZE = 136
 FWHM = (4.0, 4.6, 5.2)
-STARS = ((60.3, 61.1, 4000.0), (64.2, 62.8, 1500.0), (110.2, 30.7, 900.0), (90.0, 110.4, 3000.0))
+STARS = ((60.3, 61.1, 4000.0), (66.2, 62.8, 1500.0), (110.2, 30.7, 900.0), (90.0, 110.4, 3000.0))
 SETTINGS = ImageMMSettings(tolerance=1e-9)
 
 
@@ -118,12 +118,16 @@ def test_windows_find_the_solution_of_the_whole(native: bool, varying: bool) -> 
         problem.fidelity, problem.quadratic, problem.start, places, windows, SETTINGS, problem.settling
     )
     free = problem.quadratic.spread(places) > 0.0
-    settings = dataclasses.replace(SETTINGS, n_iter=400, n_steps=20, tolerance=0.0)
+    settings = dataclasses.replace(SETTINGS, n_iter=30, tolerance=0.0)
     whole = fit_accelerated(problem.fidelity, problem.quadratic, problem.start, settings, free=free)
-    begin = dataclasses.replace(whole, transform=problem.quadratic.combine(problem.start))
-    assert problem.largest(local, begin) > 0.5
-    assert problem.largest(local, whole) < 0.01
-    assert local.history[-1]["objective"] < whole.history[-1]["objective"] + 1e-3
+    objective = local.history[-1]["objective"]
+    assert whole.history[0]["objective"] > objective + 100.0
+    assert whole.history[-1]["objective"] > objective
+    # The whole image finds nothing to mend.
+    after = fit_accelerated(problem.fidelity, problem.quadratic, local.coefficients, settings, free=free)
+    assert after.history[-1]["objective"] == pytest.approx(objective, abs=1e-4)
+    # Interpolated images of windows and of the whole differ by some 1e-5 of the peak of a star.
+    assert problem.largest(local, after) < (0.1 if native else 0.01)
     assert torch.equal(local.coefficients[~free], problem.start[~free])
 
 

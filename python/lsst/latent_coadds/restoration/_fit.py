@@ -32,9 +32,6 @@ ProgressCallback = Callable[[int, int, float], None]
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Coefficients, and padded transforms of latent image and gradient."""
 
-_LONGEST = 100
-"""Updates up to which a fit goes on for the sake of single places."""
-
 
 @dataclasses.dataclass
 class Pace:
@@ -200,7 +197,7 @@ class _Monitor:
     def _has_settled(self) -> bool:
         """Return whether no place in the image asks for more; if some do, the others are fixed."""
         assert self.settling is not None
-        if len(self.history) > _LONGEST:
+        if len(self.history) > self.settling.longest:
             return True
         self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
         if self.unsettled is None:

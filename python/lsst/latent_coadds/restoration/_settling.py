@@ -14,6 +14,7 @@ __all__ = ("Settling",)
 
 import copy
 import math
+import sys
 
 import torch
 
@@ -40,6 +41,9 @@ _FLUX_WEIGHT = 0.25
 sparse fields took 40 updates in place of 20.
 """
 
+_LONGEST = 100
+"""Updates up to which a whole image goes on for the sake of single places."""
+
 
 class Settling:
     """Compares what updates still change with the noise, in the cores of stars and in apertures.
@@ -58,6 +62,11 @@ class Settling:
         Change, in sigma of the height of a star, below which a place has
         settled; that of the flux in an aperture may be four times as large.
 
+    Attributes
+    ----------
+    longest : `int`
+        Updates after which to stop even if some places have not settled.
+
     Notes
     -----
     The loss of all pixels does not tell: a blend of two stars in a large tile
@@ -71,6 +80,7 @@ class Settling:
     ) -> None:
         self._operator = matched.operator
         self._scale = scale
+        self.longest = _LONGEST
         self._is_part = False
         self._limit = limit
         shape = matched.operator.fft_shape
@@ -94,6 +104,7 @@ class Settling:
         """Return the same for a part of the latent image that begins at a corner (row, column)."""
         part = copy.copy(self)
         part._operator, part._border, part._is_part = operator, 0, True
+        part.longest = sys.maxsize
         part._kernels = [centred_rfft2(stamp.double(), operator.fft_shape).real for stamp in self._stamps]
         if self._share is not None:
             rows, columns = (slice(c, c + n) for c, n in zip(corner, operator.latent_shape, strict=True))

@@ -20,7 +20,7 @@ from ._operators import ConvolutionOperator, transform_shape
 _CELL = 8
 """Pixels per side of the cells in which places are gathered."""
 
-_FAINT = 1e-6
+_FAINT = 1e-7
 """Share of the squared kernels beyond which data need not be looked at."""
 
 _REACH = 3.0
