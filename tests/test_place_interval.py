@@ -100,3 +100,29 @@ def test_no_weights_measure_nothing() -> None:
     image, errors = observe(rng, 20.0, 20.0, 8.0)
     interval = ErrorModel(image, np.ones_like(image), errors).interval(np.zeros((2, 2)))
     assert (interval.value, interval.low, interval.high) == (0.0, 0.0, 0.0)
+
+
+def test_an_interval_knows_along_which_axis_the_place_is_uncertain() -> None:
+    rng = np.random.default_rng(7)
+    flux, error = 8.0, np.array([0.15, 0.9])
+    image = star(20.0, 20.0, flux)
+    again = 20.0 + error * rng.normal(size=(16, 2))
+    errors = SKY * rng.normal(size=(16, SIZE, SIZE)) + [star(*p, flux) - image for p in again]
+    model = ErrorModel(image, np.full(image.shape, SKY**2), errors)
+    above, beside = (model.interval(np.ones((1, 1)), 0.68, corner=p) for p in ((21, 20), (20, 21)))
+    # The star may well be in the pixel beside it, and not in the one above.
+    assert beside.high > 0.9 * image.max()
+    assert above.high < 0.7 * image.max()
+
+
+def test_a_bias_is_nothing_that_places_and_fluxes_explain() -> None:
+    image, errors = observe(np.random.default_rng(8), 20.0, 20.0, 8.0)
+    place = SourcePlace.find(image, errors, 20.0, 20.0)
+    assert place is not None
+
+    def measure(down: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return image[20 - down, 20 - right]
+
+    seen = np.asarray(errors)[:, 20, 20]
+    assert place.interval(measure, seen, 0.68, 0.0) is not None
+    assert place.interval(measure, seen + 5.0 * seen.std(), 0.68, 0.0) is None

@@ -100,6 +100,22 @@ def test_interval_in_the_sky_knows_that_errors_are_not_gaussian() -> None:
     assert abs(hits / 300 - 0.68) < 0.1
 
 
+def test_what_lies_beside_a_speck_is_no_sky_in_a_realization_either() -> None:
+    rng = np.random.default_rng(6)
+    errors = rng.normal(size=(17, 82, 82))
+    before = ErrorModel(errors[0], np.ones((82, 82)), errors[1:])._measure_sky(np.ones((1, 1)), 1.0)[0]
+    # Nine pixels apart are the places where the measurement is repeated.
+    errors[4, :80:9, :80:9] = 2.5
+    errors[4, 2::9, 2::9] = 60.0
+    errors[5, :80:9, :80:9] = 2.4
+    errors[5, 2::9, 2::9] = 4.0
+    after = ErrorModel(errors[0], np.ones((82, 82)), errors[1:])._measure_sky(np.ones((1, 1)), 1.0)[0]
+    assert len(before) == 1600
+    assert len(after) == 1600 - 81
+    assert not (after == 2.5).any()
+    assert (after == 2.4).sum() == 81
+
+
 def test_interval_of_white_noise_is_exact_without_realizations() -> None:
     stack = make_stack(1, [(48.0, 60.0, 30.0)])
     result = restore(stack, "direct")

@@ -42,6 +42,9 @@ second.
 _BESIDE = 2
 """Pixels by which a measurement is moved to see whether a source is next to it."""
 
+_CENTRE = 4
+"""Which of the places `_around` a place it is itself."""
+
 _PASSES = 3
 """How often places that are on sources are taken out of the sky."""
 
@@ -133,8 +136,9 @@ class ErrorModel:
 
     A place is on a source if the measurement exceeds five errors of the sky
     there or two pixels away, or if the realizations differ there more than
-    1.5 times as much as in the sky. Neither such places nor such errors are
-    the sky's: where the image has them, it is not called sky.
+    1.5 times as much as in the sky. Such places are none of the sky's, nor
+    is a realization where it exceeds five errors there or two pixels away:
+    where the image does, it is not called sky.
     """
 
     def __init__(
@@ -300,8 +304,12 @@ class ErrorModel:
         if finite.sum() < _FEWEST:
             return np.zeros(0), 0.0
         quiet = finite & (scale <= 1.5 * np.quantile(scale[finite], 0.2))
-        noise = self._measure(self.realizations, weights, rows, columns).T
-        nearby = self._measure(self.image, weights, *_around(rows, columns))
+        noise, nearby = (
+            self._measure(planes, weights, *_around(rows, columns))
+            for planes in (self.realizations, self.image)
+        )
+        largest = np.abs(noise).max(axis=2).T
+        noise = noise[:, :, _CENTRE].T
         square = np.mean(noise**2, axis=1)
         spread = math.sqrt(square[quiet].mean())
         for _ in range(_PASSES):
@@ -310,8 +318,8 @@ class ErrorModel:
                 break
             quiet, spread = fewer, math.sqrt(square[fewer].mean())
         factor = np.clip(white / scale[quiet], 1.0 / _MOST, _MOST)
-        errors = (noise[quiet] * factor[:, None]).reshape(-1)
-        return errors[np.abs(errors) <= _SOURCE * spread], spread
+        # An image with a speck beside the place is not called sky there; nor is a realization.
+        return (noise[quiet] * factor[:, None])[largest[quiet] <= _SOURCE * spread], spread
 
 
 def _around(rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -40,14 +40,12 @@ _SURE = 0.25
 _UNEXPLAINED = 0.5
 """Part of the squared errors that places and fluxes may leave unexplained."""
 
-_GROWTH = 1.08
-"""Factor of the radius of the region: too small it is for faint stars whose flux came out high."""
-
 _FARTHEST = 6.0
 """Distance (px) from where the source is that is looked at."""
 
 _TAPS = 5
-_RADII, _ANGLES, _FACTORS = 9, 16, 9
+_RADII, _ANGLES, _FACTORS = 9, 24, 17
+"""Steps by which the region is searched."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,31 +156,37 @@ class SourcePlace:
         all that the measurement can be for places, fluxes and other errors
         within ``t`` standard errors of those of the image. It needs no
         linearity: the truth of a pixel beside a faint star is the light of a
-        star that may be nearer or farther.
+        star that may be nearer or farther. Errors of places are those along
+        the axes of an ellipse.
 
         References
         ----------
         .. [1] S. S. Wilks, Annals of Mathematical Statistics 9, 60 (1938).
         """
         n = len(self.factors)
-        t = _GROWTH * student_quantile(0.5 + 0.5 * level, n - 1)
-        farthest = min(t * self.error, _FARTHEST)
-        moved = _Moved(measure, math.ceil(max(farthest, np.abs(self.shifts).max())))
+        t = student_quantile(0.5 + 0.5 * level, n - 1)
+        # Axes of the region of places, as columns.
+        variance, axes = np.linalg.eigh(self.shifts.T @ self.shifts / n)
+        axes = axes * np.minimum(t * np.sqrt(variance.clip(0.0)), _FARTHEST)
+        moved = _Moved(measure, math.ceil(max(np.abs(axes).sum(axis=1).max(), np.abs(self.shifts).max())))
         expected = self.factors * moved.at(*self.shifts.T) - moved.at(np.zeros(1), np.zeros(1))
         seen = errors[self.which]
-        other = float((seen - expected).std(ddof=1))
+        # Their mean counts as well: a bias is nothing that places and fluxes explain.
+        other = math.sqrt(np.sum((seen - expected) ** 2) / (n - 1))
         if other**2 > _UNEXPLAINED * np.mean(seen**2):
             return None
         scale = math.hypot(float(self.factors.std(ddof=1)), relative_error)
-        factor, radius, angle = np.meshgrid(
-            np.linspace(-1.0, 1.0, _FACTORS),
+        latitude, radius, angle = np.meshgrid(
+            np.linspace(-0.5 * math.pi, 0.5 * math.pi, _FACTORS),
             np.linspace(0.0, 1.0, _RADII),
             2.0 * math.pi * np.arange(_ANGLES) / _ANGLES,
             indexing="ij",
         )
-        within = np.sqrt(1.0 - factor**2)
-        reach = farthest * radius * within
-        values = moved.at((reach * np.sin(angle)).ravel(), (reach * np.cos(angle)).ravel())
+        factor, within = np.sin(latitude), np.cos(latitude)
+        reach = radius * within
+        values = moved.at(
+            *(axes @ np.stack([(reach * np.sin(angle)).ravel(), (reach * np.cos(angle)).ravel()]))
+        )
         values *= np.maximum(1.0 + t * scale * factor, 0.0).ravel()
         rest = (t * other * within * np.sqrt(1.0 - radius**2)).ravel()
         return float((values - rest).min()), float((values + rest).max())

@@ -20,6 +20,7 @@ from ._accelerated import AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._peaks import local_maximum
+from ._place_likelihood import PlaceLikelihood
 from ._point_finder import PointFinder
 from ._point_sources import PointSources
 from ._residual import ResidualCorrection, SourceDiscs, covered_weight
@@ -60,6 +61,9 @@ class PointBootstrap:
     below the threshold may be such a source: it is a point of that sky too,
     though it is none of the result.
 
+    How far faint points are from where they were found is not left to the new
+    noise, but drawn from the likelihood of their places (`PlaceLikelihood`).
+
     The noise is white and Gaussian, as the variance plane has it. Errors of
     the PSFs, of the registration, of the flux scales and correlated input
     noise are not in it.
@@ -82,7 +86,18 @@ class PointBootstrap:
         self.missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
         self._points = solution.points.join(self.missed)
         self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
+        self._places, self._missed_places = self._find_places(solution)
         self.sky = self._matched.light(self._points) + self._broad
+
+    def _find_places(self, solution: AcceleratedFit) -> tuple[PlaceLikelihood, PlaceLikelihood]:
+        """Return the likelihoods of the places of the points that were found, and of those that were not."""
+        matched = self._matched
+        # What the latent image has beside points, and is no structure, may be part of them.
+        specks = solution.fit.transform - self._quadratic.combine(self._known)
+        filled = matched.fill(matched.left(solution.fit.gradient))
+        filled = filled + matched.signal(specks, torch.zeros_like(specks))
+        found = PlaceLikelihood(matched, filled, solution.points)
+        return found, PlaceLikelihood(matched, matched.residual(filled, self.missed), self.missed)
 
     def realize(
         self,
@@ -112,13 +127,32 @@ class PointBootstrap:
             bias that is to be expected.
         """
         fwhm = self._settings.target_fwhm
-        truth = self._matched.render(self._points, fwhm) + narrow(self._broad)
+        broad = narrow(self._broad)
         errors = []
         for problem in replicate(self._operator, self.sky, self._fidelity, n_realizations, generator):
             again, others, transform, gradient = self.refit(problem)
+            again, likely = self._move(again, generator)
             image = self._matched.render(again.join(others), fwhm) + narrow(correct(transform, gradient))
-            errors.append(image - truth)
-        return torch.stack(errors) if errors else truth.new_zeros((0, *truth.shape))
+            errors.append(image - self._matched.render(likely, fwhm) - broad)
+        return torch.stack(errors) if errors else broad.new_zeros((0, *broad.shape))
+
+    def _move(self, again: PointSources, generator: torch.Generator) -> tuple[PointSources, PointSources]:
+        """Return points of other data and of the sky with places as uncertain as they are.
+
+        A point that was found errs in its place. Of one that was missed, and
+        is missed again, it is not known where it is, nor how bright.
+        """
+        n = len(self._points) - len(self.missed)
+        every = torch.arange(len(self._points), device=again.x.device)
+        found, missed = again.select(every[:n]), again.select(every[n:])
+        at, anew = self.missed, self._missed_places.move(self.missed, generator)
+        noise = torch.randn(len(at), generator=generator, dtype=torch.float64).to(at.flux)
+        flux = (at.flux + noise * self._matched.flux_errors(at)).clamp_min(0.0)
+        lost = missed.flux == 0.0
+        likely = PointSources(
+            torch.where(lost, anew.x, at.x), torch.where(lost, anew.y, at.y), torch.where(lost, flux, at.flux)
+        )
+        return self._places.move(found, generator).join(missed), self._points.select(every[:n]).join(likely)
 
     def refit(self, problem: HuberFidelity) -> tuple[PointSources, PointSources, torch.Tensor, torch.Tensor]:
         """Fit data of the sky.

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("PointFinder",)
+__all__ = ("PointFinder", "has_neighbour")
 
 import dataclasses
 from collections.abc import Callable
@@ -152,7 +152,7 @@ class PointFinder:
     def prune(self, points: PointSources) -> PointSources:
         """Return candidates without those that are faint, or in the core of a brighter one."""
         bright = points.flux > self.threshold * self.matched.flux_errors(points)
-        return points.select(bright & ~_has_neighbour(points, 0.5 * self.matched.resolution, _SHADOW))
+        return points.select(bright & ~has_neighbour(points, 0.5 * self.matched.resolution, _SHADOW))
 
     def judge(self, left: torch.Tensor, points: PointSources) -> PointSources:
         """Return those candidates that are points as far as noise lets one tell.
@@ -190,8 +190,8 @@ class PointFinder:
         def shown_beside_dim(which: torch.Tensor) -> torch.Tensor:
             return shown(which) & (dim[which, None] | dim)
 
-        blended = _has_neighbour(points, _APART * matched.resolution, 1.0 / _SUSPICION, shown)
-        blended |= _has_neighbour(points, matched.resolution, 1.0 / _SUSPICION, shown_beside_dim)
+        blended = has_neighbour(points, _APART * matched.resolution, 1.0 / _SUSPICION, shown)
+        blended |= has_neighbour(points, matched.resolution, 1.0 / _SUSPICION, shown_beside_dim)
         return points.select(good & ~wide & ~blended)
 
     def again(self, left: torch.Tensor, points: PointSources) -> tuple[PointSources, PointSources]:
@@ -236,7 +236,7 @@ class PointFinder:
         )
 
 
-def _has_neighbour(
+def has_neighbour(
     points: PointSources,
     distance: float,
     factor: float,

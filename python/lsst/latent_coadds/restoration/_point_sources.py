@@ -268,6 +268,14 @@ class MatchedFilter:
         along_x, along_y = (self._read(w * filtered, *taps) for w in self._waves)
         return self._read(filtered, *taps), (along_x, along_y)
 
+    def value(self, filtered: torch.Tensor, points: PointSources) -> torch.Tensor:
+        """Return the values (n,) of a padded transform at points."""
+        return self._read(filtered, *self._taps(points))
+
+    def overlap(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return K (n,) at distances from a point along x and y."""
+        return self.value(self._response, PointSources(x, y, torch.ones_like(x)))
+
     def width(self, left: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return by how many sigma (n,) sources are wider than points.
 
