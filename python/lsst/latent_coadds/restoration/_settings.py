@@ -149,8 +149,9 @@ class ImageMMSettings(_Checked):
     settled: float = _setting(
         0.003,
         "Accelerated form: a place is left as it is when three updates change neither the height of a star "
-        "there by more than this many sigma, nor the flux in an aperture by more than four times as many, "
-        "and the fit stops with the last place, or after 100 updates; 0 asks for `tolerance` instead.",
+        "there by more than this many sigma, nor the flux in an aperture by more than four times as many. "
+        "When few places are left they go on in windows of their own; when many are, the fit stops after "
+        "100 updates. 0 asks for `tolerance` instead.",
         min=0.0,
     )
     n_block: int = _setting(
