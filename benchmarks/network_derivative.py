@@ -55,19 +55,21 @@ def main() -> None:
         return ExposureStack(*(torch.tensor(a, dtype=torch.float32) for a in planes))
 
     stack = make(field.image)
-    weights = train_weights([stack], "astroclearnet", n_iter=arguments.steps)
-    settings = AstroClearNetSettings(n_realizations=0)
+    # The network makes all light: points that are measured apart have no derivative through it.
+    weights = train_weights([stack], "astroclearnet", point_threshold=0.0, n_iter=arguments.steps)
+    settings = AstroClearNetSettings(n_realizations=0, point_threshold=0.0)
     with torch.no_grad():
         preparation = prepare(stack, settings, None)
     network = _make_network(preparation, weights, torch.Generator().manual_seed(0))
     network.requires_grad_(False)
     inverse_sigma = stack.inverse_variance.sqrt()
+    operator = preparation.output.operator
+    nothing = operator.transform(torch.zeros(operator.latent_shape))
 
     def respond(data: torch.Tensor) -> torch.Tensor:
         problem = HuberFidelity(data, inverse_sigma, settings.huber_delta)
-        return preparation.output.narrow(
-            preparation.output.respond(preparation.respond(network, problem), problem)
-        )
+        response = preparation.respond(network, problem, nothing)
+        return preparation.output.finish(response, problem)
 
     rng = np.random.default_rng(arguments.seed)
     noise = [rng.normal(size=field.image.shape) * np.sqrt(field.variance) for _ in range(arguments.probes)]
@@ -83,8 +85,10 @@ def main() -> None:
         with torch.no_grad():
             images["other data"].append((respond(clean + probe) - reference).numpy())
         other = make(field.clean + change)
-        again = train_weights([other], "astroclearnet", weights=weights, n_iter=arguments.again)
-        result = restore(other, "astroclearnet", weights=again, n_realizations=0)
+        again = train_weights(
+            [other], "astroclearnet", weights=weights, point_threshold=0.0, n_iter=arguments.again
+        )
+        result = restore(other, "astroclearnet", weights=again, point_threshold=0.0, n_realizations=0)
         images["trained again"].append(result.image.numpy() - reference.numpy())
     psf = preparation.psf.numpy()
     rows = []
