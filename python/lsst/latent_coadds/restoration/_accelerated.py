@@ -195,13 +195,10 @@ def _finish(
     settling: Settling | None,
 ) -> Fit:
     """Return a fit that has settled where few places had not, each in a window of its own."""
-    if settling is None or fit.unsettled is None:
-        return fit
-    windows = settling.windows(fit.unsettled)
-    if windows is None:
+    if settling is None or fit.unsettled is None or fit.windows is None:
         return fit
     return fit.then(
-        fit_places(fidelity, quadratic, fit.coefficients, fit.unsettled, windows, settings, settling)
+        fit_places(fidelity, quadratic, fit.coefficients, fit.unsettled, fit.windows, settings, settling)
     )
 
 

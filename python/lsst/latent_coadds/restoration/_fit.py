@@ -27,6 +27,7 @@ from ._operators import ConvolutionOperator
 from ._proximal import InnerPace, NonNegativeQuadratic, momentum
 from ._settings import ImageMMSettings
 from ._settling import Settling
+from ._windows import LocalWindow
 
 ProgressCallback = Callable[[int, int, float], None]
 _Solution = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -58,7 +59,7 @@ class Fit:
     ``coefficients`` is what was fitted, ``transform`` the padded transform
     of the latent image and ``gradient`` that of the gradient of the data term.
     ``pace`` is the momentum with which a fit may go on, and ``unsettled``
-    (latent shape) is positive where it should, in windows.
+    (latent shape) is positive where it should, in ``windows``.
     """
 
     coefficients: torch.Tensor
@@ -69,6 +70,7 @@ class Fit:
     converged: bool
     pace: Pace | None = None
     unsettled: torch.Tensor | None = None
+    windows: list[LocalWindow] | None = None
 
     def then(self, following: Fit) -> Fit:
         """Return a fit that went on from this one, with both histories."""
@@ -161,7 +163,7 @@ class _Monitor:
         self.held_out = held_out
         self.settling = settling
         self.unsettled: torch.Tensor | None = None
-        self.few = False
+        self.windows: list[LocalWindow] | None = None
         self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=4)
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
@@ -187,7 +189,7 @@ class _Monitor:
         if self.threshold > 0 and look and len(last) == 4:
             # What the loss of a whole tile does is none of the business of a place in it.
             self.converged = self._has_settled() if self.settling else fall <= 3 * self.threshold
-            if self.few:
+            if self.windows is not None:
                 return True
         if self.held_out is not None and self.held_out.since >= self.held_out.patience:
             self.converged = True
@@ -202,15 +204,16 @@ class _Monitor:
         self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
         if self.unsettled is None:
             return True
-        self.few = self.held_out is None and self.settling.windows(self.unsettled) is not None
+        if self.held_out is None:
+            self.windows = self.settling.windows(self.unsettled)
         return False
 
     def finish(self, solution: _Solution, iteration: int) -> Fit:
         """Return the last solution, or the best one for held-out pixels."""
         if self.held_out is not None and self.held_out.best is not None:
             solution = self.held_out.best
-        left = self.unsettled if self.few else None
-        return Fit(*solution, self.history, iteration, self.converged, unsettled=left)
+        left = self.unsettled if self.windows is not None else None
+        return Fit(*solution, self.history, iteration, self.converged, unsettled=left, windows=self.windows)
 
 
 def fit_accelerated(
@@ -262,7 +265,7 @@ def fit_accelerated(
             accepted, gradient, n_steps, damping=damping, transform=transform, pace=pace.inner
         )
         if free is not None:
-            # Exactly, and not but for rounding.
+            # What is fixed has gone through the balance and back, which rounds.
             plain, pace.previous = (torch.where(free, p, accepted) for p in (plain, pace.previous))
         beta, following = momentum(pace.t)
         candidate = torch.add(plain, plain - pace.previous, alpha=beta).clamp_min_(0.0)

@@ -62,11 +62,6 @@ class Settling:
         Change, in sigma of the height of a star, below which a place has
         settled; that of the flux in an aperture may be four times as large.
 
-    Attributes
-    ----------
-    longest : `int`
-        Updates after which to stop even if some places have not settled.
-
     Notes
     -----
     The loss of all pixels does not tell: a blend of two stars in a large tile
@@ -80,7 +75,6 @@ class Settling:
     ) -> None:
         self._operator = matched.operator
         self._scale = scale
-        self.longest = _LONGEST
         self._is_part = False
         self._limit = limit
         shape = matched.operator.fft_shape
@@ -100,11 +94,15 @@ class Settling:
         inside = min(math.ceil(_BORDER * matched.resolution), min(matched.operator.shape) // _LEAST_INSIDE)
         self._border = matched.operator.margin + inside
 
+    @property
+    def longest(self) -> int:
+        """Updates after which to stop even if some places have not settled."""
+        return sys.maxsize if self._is_part else _LONGEST
+
     def part(self, operator: ConvolutionOperator, corner: tuple[int, int]) -> Settling:
         """Return the same for a part of the latent image that begins at a corner (row, column)."""
         part = copy.copy(self)
         part._operator, part._border, part._is_part = operator, 0, True
-        part.longest = sys.maxsize
         part._kernels = [centred_rfft2(stamp.double(), operator.fft_shape).real for stamp in self._stamps]
         if self._share is not None:
             rows, columns = (slice(c, c + n) for c, n in zip(corner, operator.latent_shape, strict=True))
@@ -133,16 +131,16 @@ class Settling:
             moved = torch.maximum(moved, self._operator.untransform(change * kernel.to(change)).abs())
         if self._share is not None:
             moved *= self._share
-        places = torch.zeros_like(moved)
-        height, width = moved.shape
-        inner = (slice(self._border, height - self._border), slice(self._border, width - self._border))
-        places[inner] = (moved[inner] > self._limit).to(moved)
+        places = (moved > self._limit).to(moved) * self._inside(moved)
         return local_maximum(places, self._around) if bool(places.any()) else None
 
     def with_border(self, places: torch.Tensor) -> torch.Tensor:
         """Return places and the border, of which `unsettled` knows nothing."""
-        result = torch.ones_like(places)
-        height, width = places.shape
-        inner = (slice(self._border, height - self._border), slice(self._border, width - self._border))
-        result[inner] = places[inner]
-        return result
+        return torch.where(self._inside(places) > 0.0, places, 1.0)
+
+    def _inside(self, like: torch.Tensor) -> torch.Tensor:
+        """Return 1 (latent shape) where no border is near, 0 elsewhere."""
+        inside = torch.zeros_like(like)
+        height, width = like.shape
+        inside[self._border : height - self._border, self._border : width - self._border] = 1.0
+        return inside

@@ -73,6 +73,9 @@ def plan_windows(
     windows : `list` [ `LocalWindow` ] or `None`
         `None` if they would cost half as much as the whole image, or more.
     """
+    largest = _WORTH * math.prod(operator.fft_shape)
+    if int((places > 0.0).sum()) >= largest:
+        return None
     reach = _kernel_reach(operator.kernels) + math.ceil(_REACH * scale)
     windows = [_surround(operator, box, reach) for box in _gather(places > 0.0, gap)]
     size, padding = operator.kernels.shape[-1], operator.padding
@@ -81,13 +84,13 @@ def plan_windows(
     pixels = sum(
         math.prod(transform_shape(window.shape, operator.margin, size, padding)) for window in windows
     )
-    return windows if pixels < _WORTH * math.prod(operator.fft_shape) else None
+    return windows if pixels < largest else None
 
 
 def _surround(operator: ConvolutionOperator, box: _Box, reach: int) -> LocalWindow:
     corner, shape, inside = [], [], []
     for (first, end), n in zip((box[:2], box[2:]), operator.shape, strict=True):
-        start = min(max(0, first - operator.margin - reach) // 2 * 2, n - 1)
+        start = max(0, min(first - operator.margin - reach, n - 1)) // 2 * 2
         corner.append(start)
         shape.append(max(start + 1, min(n, end - operator.margin + reach)) - start)
         inside.append(slice(first - start, end - start))
