@@ -279,6 +279,14 @@ def test_each_detector_is_an_exposure_of_its_own() -> None:
         assert (x < DETECTOR_EDGE) == (reader is left)
 
 
+def test_whole_warps_are_taken_apart() -> None:
+    readers = _readers(2)
+    whole = _run(readers)
+    pieces = _run([piece for reader in readers for piece in reader.split()])
+    np.testing.assert_array_equal(whole.latent_coadd.image.array, pieces.latent_coadd.image.array)
+    assert whole.latent_coadd_metrics["n_inputs"] == 4
+
+
 @pytest.mark.parametrize("split", [False, True])
 def test_provenance_names_the_detectors(split: bool) -> None:
     readers = _readers(2)

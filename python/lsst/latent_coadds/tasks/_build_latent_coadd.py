@@ -50,7 +50,7 @@ from ._open_exposures import ExposureOpener
 from ._reporter import LogReporter
 from ._resources import choose_max_memory
 from ._restore_patch import prepare_exposures, restore_patch
-from ._selection import describe_selection, select_exposures
+from ._selection import describe_selection, select_exposures, split_exposures
 
 
 class BuildLatentCoaddTask(PipelineTask):
@@ -158,7 +158,7 @@ class BuildLatentCoaddTask(PipelineTask):
         readers: list[ExposureReader] = []
         for handle in handles:
             try:
-                readers += opener.open(handle).split()
+                readers.append(opener.open(handle))
             except BadInputError as error:
                 if self.config.bad_inputs == "fail":
                     raise
@@ -181,7 +181,7 @@ class BuildLatentCoaddTask(PipelineTask):
         Parameters
         ----------
         exposures : `~collections.abc.Sequence` [`~lsst.latent_coadds.adapters.ExposureReader`]
-            Detector images.
+            Detector images, or warps, which are split into their detectors here.
         patch : `~lsst.latent_coadds.adapters.PatchGrid`
             Grid of the patch.
         band : `str`
@@ -217,6 +217,7 @@ class BuildLatentCoaddTask(PipelineTask):
             If the oversampling does not fit the patch.
         """
         started = time.perf_counter()
+        exposures, rejected = split_exposures(exposures, rejected, self.config)
         metrics = MetricsRecorder(len(exposures) + len(rejected))
         patch = patch.refined(parse_oversampling(self.config.oversampling))
         exposures = select_exposures(exposures, self.config, metrics, self.log)

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("describe_selection", "select_exposures")
+__all__ = ("describe_selection", "select_exposures", "split_exposures")
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +25,27 @@ _LIMITS = (
     *("max_psf_fwhm", "max_psf_ellipticity", "min_effective_time", "max_residual_ellipticity"),
     *("visit_summary_min_values", "visit_summary_max_values", "exclude_detectors"),
 )
+
+
+def split_exposures(
+    exposures: Sequence[ExposureReader],
+    rejected: Sequence[BadInputError],
+    config: BuildLatentCoaddConfig,
+) -> tuple[list[ExposureReader], list[BadInputError]]:
+    """Take warps apart into their detectors, each of which has a PSF without jumps.
+
+    Returns the exposures, and the errors of all that cannot be used.
+    """
+    readers: list[ExposureReader] = []
+    errors = list(rejected)
+    for reader in exposures:
+        try:
+            readers += reader.split()
+        except BadInputError as error:
+            if config.bad_inputs == "fail":
+                raise
+            errors.append(error)
+    return readers, errors
 
 
 def select_exposures(
