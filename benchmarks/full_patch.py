@@ -174,6 +174,7 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--method", default="imagemm")
     parser.add_argument("--degree", type=int, default=2, help="largest degree of the PSFs' polynomials")
     parser.add_argument("--variation", type=float, default=0.1, help="of the PSF's width over the patch")
+    parser.add_argument("--partial", type=float, default=0.0, help="share of exposures that end in the patch")
     parser.add_argument("--max-memory", type=float, default=4.5, help="GiB")
     parser.add_argument("--tile", type=int, default=0, help="side of a tile; 0 chooses it from the memory")
     parser.add_argument("--tiles", type=int, default=-1, help="stop after this many tiles; -1 does all")
@@ -200,6 +201,7 @@ def main() -> None:
         seed=arguments.seed,
         variation=arguments.variation,
         degree=arguments.degree,
+        partial=arguments.partial,
     )
     halo = arguments.halo if arguments.halo >= 0 else choose_halo(scene)
     # The planes of the output, all of which the pipeline keeps.

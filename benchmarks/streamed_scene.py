@@ -20,7 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, Window, fit_psf_basis, move_psf_basis
+from lsst.latent_coadds.restoration import (
+    ExposureStack,
+    FrameGeometry,
+    WholeField,
+    Window,
+    evaluate_psf_basis,
+    fit_psf_basis,
+    move_psf_basis,
+)
 
 BLOCK = 256
 """Side of the blocks of sky and of noise that have a seed of their own."""
@@ -49,6 +57,9 @@ class Visit:
         Angle of the detectors, in radians.
     offset : `tuple` [ `float`, `float` ]
         Detector pixel at the middle of the patch.
+    edge : `tuple` [ `float`, `float`, `float` ]
+        The visit sees where the first two, times x and y from the middle of
+        the patch in half sizes of it, are less than the third together.
     """
 
     fwhm: float
@@ -59,6 +70,7 @@ class Visit:
     sigma: float
     rotation: float
     offset: tuple[float, float]
+    edge: tuple[float, float, float] = (0.0, 0.0, 1.0)
 
 
 class StreamedScene:
@@ -83,6 +95,8 @@ class StreamedScene:
         Diameter of PSFs, odd.
     density : `float`, optional
         Stars per 1000 pixels.
+    partial : `float`, optional
+        Share of the visits that end at a straight edge within the patch.
     """
 
     detector = (2048, 4096)
@@ -101,6 +115,7 @@ class StreamedScene:
         degree: int = 2,
         stamp: int = 43,
         density: float = 0.5,
+        partial: float = 0.0,
     ) -> None:
         self.area = Window(0, size, 0, size)
         self.native = native
@@ -108,15 +123,23 @@ class StreamedScene:
         self.degree = degree
         self.half = stamp // 2
         self.density = density
-        self.visits = [self._make_visit(t, variation) for t in range(n_exposures)]
+        self.visits = [self._make_visit(t, variation, partial) for t in range(n_exposures)]
         self._patch_psf = functools.cache(self._make_patch_psf)
+        typical = [
+            evaluate_psf_basis(self._patch_psf(t), np.zeros(1), np.zeros(1))[0] for t in range(n_exposures)
+        ]
+        self.field = WholeField(np.stack(typical), [visit.sigma**-2 for visit in self.visits])
         self._stars = functools.lru_cache(maxsize=MAX_CACHED_BLOCKS)(self._make_stars)
 
-    def _make_visit(self, t: int, variation: float) -> Visit:
+    def _make_visit(self, t: int, variation: float, partial: float) -> Visit:
         rng = np.random.default_rng([self.seed, 1, t])
         gradient = rng.normal(size=2)
         gradient *= 0.5 * variation / np.hypot(*gradient)
+        side = np.random.default_rng([self.seed, 4, t])
+        angle, cut = side.uniform(0.0, 2.0 * np.pi), side.uniform(-0.7, 0.7)
+        ends = side.uniform() < partial
         return Visit(
+            edge=(float(np.cos(angle)), float(np.sin(angle)), float(cut)) if ends else (0.0, 0.0, 1.0),
             fwhm=float(rng.uniform(3.0, 6.0)),
             beta=float(rng.uniform(2.8, 4.0)),
             ellipticity=float(rng.uniform(0.0, 0.06)),
@@ -279,27 +302,32 @@ class StreamedScene:
         stack : `ExposureStack`
             The exposures.
         """
-        footprints = [self._footprint(t, outer) for t in range(len(self.visits))]
+        every = np.meshgrid(
+            np.arange(outer.x_start, outer.x_stop, dtype=np.float64),
+            np.arange(outer.y_start, outer.y_stop, dtype=np.float64),
+        )
+        seen = [t for t in range(len(self.visits)) if self._sees(t, *every).any()]
+        footprints = [self._footprint(t, outer) for t in seen]
         shape = tuple(max(f.shape[axis] for f in footprints) for axis in (0, 1))
-        n = len(self.visits)
+        n = len(seen)
         image, variance = np.zeros((n, *shape), np.float32), np.ones((n, *shape), np.float32)
         good = np.zeros((n, *shape), dtype=bool)
         stars = self.stars(outer.padded(self.half + 2))
         nodes = []
-        for t, found in enumerate(footprints):
+        for i, (t, found) in enumerate(zip(seen, footprints, strict=True)):
             # All frames have one shape; the smaller ones see a little more.
             whole = Window(found.y_start, found.y_start + shape[0], found.x_start, found.x_start + shape[1])
             sigma = self.visits[t].sigma
             expected = self._draw(t, whole, stars)
-            variance[t] = sigma**2 + expected / self.gain
-            image[t] = expected + np.sqrt(variance[t]) * self._noise(t, whole)
-            good[t] = True
+            variance[i] = sigma**2 + expected / self.gain
+            image[i] = expected + np.sqrt(variance[i]) * self._noise(t, whole)
+            good[i] = self._inside(t, whole, outer)
             if self.native:
                 x, y = _nodes(shape)
                 x, y = self.to_patch(t, x + whole.x_start, y + whole.y_start)
                 nodes.append((x - outer.x_start, y - outer.y_start))
-                good[t] = self._inside(t, whole, outer) & ~self._gaps(whole)
-        psf = _pad_basis([self.psf(t, outer) for t in range(n)])
+                good[i] &= ~self._gaps(whole)
+        psf = _pad_basis([self.psf(t, outer) for t in seen])
         middle = [
             (self.area.x_stop - 1 - 2 * start) / (size - 1) - 1.0
             for start, size in zip((outer.x_start, outer.y_start), outer.shape[::-1], strict=True)
@@ -307,7 +335,8 @@ class StreamedScene:
         shared: dict[str, Any] = {
             "origin": (outer.y_start, outer.x_start),
             "reference": np.array([middle] * n),
-            "weights": np.array([visit.sigma**-2 for visit in self.visits]),
+            "weights": np.array([self.visits[t].sigma ** -2 for t in seen]),
+            "field": self.field,
         }
         if not self.native:
             return ExposureStack(image, variance, good, psf, **shared)
@@ -318,6 +347,12 @@ class StreamedScene:
             step=NODE_STEP,
         )
         return ExposureStack(image, variance, good, psf, frames=frames, **shared)
+
+    def _sees(self, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Return which positions on the patch a visit reaches."""
+        along_x, along_y, most = self.visits[t].edge
+        middle = 0.5 * (self.area.x_stop - 1)
+        return along_x * (x - middle) + along_y * (y - middle) < most * middle
 
     def _inside(self, t: int, window: Window, outer: Window) -> np.ndarray:
         x, y = np.meshgrid(
@@ -330,6 +365,7 @@ class StreamedScene:
             & (x < outer.x_stop - 0.5)
             & (y > outer.y_start - 0.5)
             & (y < outer.y_stop - 0.5)
+            & self._sees(t, x, y)
         )
 
 

@@ -417,7 +417,7 @@ def test_balance_makes_the_curvature_that_of_the_data() -> None:
     stack = ExposureStack(**arrays)
     operator = ConvolutionOperator(stack.psf.double(), (64, 64), margin=4)
     weights = stack.exposure_weights()
-    balance = local_balance(operator, stack.inverse_variance, weights)
+    balance = local_balance(operator, stack.inverse_variance, weights, operator.power(weights))
     assert balance is not None
     expected = []
     for row, column in ((36, 36), (12, 50)):
@@ -429,7 +429,8 @@ def test_balance_makes_the_curvature_that_of_the_data() -> None:
     found = [float(balance[36, 36]), float(balance[12, 50])]
     assert found == pytest.approx(expected, rel=1e-6)
     constant = torch.ones_like(stack.inverse_variance)
-    assert local_balance(operator, constant, torch.ones(4, dtype=torch.float64)) is None
+    ones = torch.ones(4, dtype=torch.float64)
+    assert local_balance(operator, constant, ones, operator.power(ones)) is None
 
 
 def test_tiles_agree_in_the_core_of_a_bright_star() -> None:

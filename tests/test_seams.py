@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lsst.images import Box
-from lsst.latent_coadds.adapters import PatchExposure, stack_tile
+from lsst.latent_coadds.adapters import PatchExposure, PixelMapping, stack_tile
 from lsst.latent_coadds.repository import MoffatField
 from lsst.latent_coadds.restoration import restore
 from lsst.latent_coadds.tests._mock import make_mock_patch, make_mock_visit_image, read_mock
@@ -39,8 +39,11 @@ FIRST, SECOND = Box.factory[4:82, 4:150], Box.factory[27:150, 76:155]
 
 
 @functools.cache
-def exposures(with_rays: bool) -> list[PatchExposure]:
-    """Rotated detectors, PSFs that vary across each, and rays on borders and elsewhere."""
+def exposures(with_rays: bool, ends: bool = False) -> list[PatchExposure]:
+    """Rotated detectors, PSFs that vary across each, and rays on borders and elsewhere.
+
+    If they end, one sees only a part of both tiles, and another, the sharpest, nothing of the second one.
+    """
     patch = make_mock_patch(SIZE)
     rng = np.random.default_rng(5)
     faint = np.stack(
@@ -69,15 +72,21 @@ def exposures(with_rays: bool) -> list[PatchExposure]:
             )
             for step in range(12):
                 image.image.array[row + step, column + step // 2] += 90.0
-        result.append(PatchExposure(read_mock(image, visit), patch, bad=(), saturated=(), margin=HALO))
+        if ends and visit < 2:
+            rows, columns = np.indices(image.image.array.shape, dtype=float)
+            x, y = PixelMapping(patch, read_mock(image, visit)).inverse(columns.ravel(), rows.ravel())
+            beyond = (y - start[1] > 62.0) if visit else (x - start[0] > 36.0)
+            image.mask.set("NO_DATA", beyond.reshape(rows.shape))
+        bad = ("NO_DATA",) if ends else ()
+        result.append(PatchExposure(read_mock(image, visit), patch, bad=bad, saturated=(), margin=HALO))
     return result
 
 
 def restore_tile(
-    inner: Box, native: bool, with_rays: bool, n_realizations: int
+    inner: Box, native: bool, with_rays: bool, n_realizations: int, ends: bool = False
 ) -> tuple[np.ndarray, np.ndarray, Box]:
     """Return image and sigma of a tile with its halo, and where that is."""
-    tile = stack_tile(exposures(with_rays), inner, HALO, native=native)
+    tile = stack_tile(exposures(with_rays, ends), inner, HALO, native=native)
     assert tile is not None
     # One polynomial per detector, the same for all tiles.
     assert max(tile.psf_error) < 1e-3
@@ -104,3 +113,21 @@ def test_tiles_agree_to_two_per_cent_of_the_noise(native: bool) -> None:
     for pair in BLENDS:
         near = np.min([np.hypot(x - px, y - py) for px, py, _ in pair], axis=0) < 8
         assert seam[near].max() < 0.02
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_tiles_agree_where_an_exposure_reaches_only_one(native: bool) -> None:
+    """The tile without it must not take fainter peaks for sources, nor deconvolve less."""
+    shared = FIRST.intersection(SECOND)
+    tiles = [stack_tile(exposures(False, True), inner, HALO, native=native) for inner in (FIRST, SECOND)]
+    assert [len(tile.members) for tile in tiles if tile is not None] == [4, 3]
+    image, sigma, outer = restore_tile(FIRST, native, False, 4, ends=True)
+    other, _, other_outer = restore_tile(SECOND, native, False, 0, ends=True)
+    cut, other_cut = shared.slice_within(outer), shared.slice_within(other_outer)
+    seam = np.abs(image[cut.y, cut.x] - other[other_cut.y, other_cut.x]) / sigma[cut.y, cut.x]
+    y, x = np.mgrid[shared.y.start : shared.y.stop, shared.x.start : shared.x.stop]
+    # Its S/N is 4000.
+    star = np.hypot(x - BRIGHT[0], y - BRIGHT[1]) < 10
+    assert seam[star].max() < 1.0
+    assert np.sqrt((seam[~star] ** 2).mean()) < 0.005
+    assert seam[~star].max() < 0.05

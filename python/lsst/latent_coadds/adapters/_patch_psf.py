@@ -18,7 +18,7 @@ import torch
 
 from lsst.images import Box, Interval
 
-from ..restoration import fit_psf_basis, move_psf_basis, resample_psf
+from ..restoration import evaluate_psf_basis, fit_psf_basis, move_psf_basis, resample_psf
 from ._errors import BadInputError, InputProblem
 from ._exposure_reader import ExposureReader
 from ._pixel_mapping import PixelMapping
@@ -190,6 +190,20 @@ class PatchPsf:
         )
         basis, error = fit_psf_basis(stamps, u, v, degree=degree, tolerance=tolerance)
         return basis, error, (float(u.mean()), float(v.mean()))
+
+    def typical(self, on_patch: Box, *, degree: int, tolerance: float = 5e-4) -> np.ndarray:
+        """Return the PSF (k, k) at the reference that `basis` returns, wherever there is one for many tiles.
+
+        Parameters
+        ----------
+        on_patch, degree, tolerance
+            As in `basis`.
+        """
+        for box in (self.reader.bbox, on_patch):
+            shared = self._fit_shared(box, degree, tolerance)
+            if shared.error <= _LARGEST_ERROR:
+                return evaluate_psf_basis(shared.basis, np.zeros(1), np.zeros(1))[0]
+        return self._carry(float(on_patch.x.center), float(on_patch.y.center), None)[0]
 
     def _fit_shared(self, box: Box, degree: int, tolerance: float) -> _SharedPsf:
         """Represent the PSF on some detector pixels, once."""

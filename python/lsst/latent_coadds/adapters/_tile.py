@@ -19,9 +19,10 @@ import torch
 
 from lsst.images import Box
 
-from ..restoration import ExposureStack, FrameGeometry, NoGoodPixelsError, Window
+from ..restoration import ExposureStack, FrameGeometry, NoGoodPixelsError, WholeField, Window
 from ._patch_exposure import PatchExposure
 from ._patch_psf import pad_kernels
+from ._whole_field import make_whole_field
 
 _FRAME = 8
 """Pixels that are not there around the exposures' own, so that what happens at
@@ -187,7 +188,7 @@ def stack_tile(
     if not pieces:
         return None
     try:
-        stack = _make_stack(pieces, exposures, outer, native)
+        stack = _make_stack(pieces, exposures, outer, native, make_whole_field(exposures, psf_degree))
     except NoGoodPixelsError:
         return None
     covered = np.stack([piece.covered for piece in pieces])
@@ -267,13 +268,18 @@ def _cut_out(member: int, exposure: PatchExposure, outer: Box, degree: int) -> _
 
 
 def _make_stack(
-    pieces: Sequence[_Piece], exposures: Sequence[PatchExposure], outer: Box, native: bool
+    pieces: Sequence[_Piece],
+    exposures: Sequence[PatchExposure],
+    outer: Box,
+    native: bool,
+    field: WholeField | None,
 ) -> ExposureStack:
     shared: dict[str, Any] = {
         "names": tuple(exposures[piece.member].reader.name for piece in pieces),
         "origin": (outer.y.start, outer.x.start),
         "reference": np.array([piece.psf_reference for piece in pieces]),
         "weights": np.array([piece.weight for piece in pieces]),
+        "field": field,
     }
     psf = torch.from_numpy(_stack_bases([piece.psf for piece in pieces])).to(torch.float32)
     if not native:

@@ -33,3 +33,4 @@ from ._significance import *
 from ._stack import *
 from ._stream import *
 from ._weights import *
+from ._whole_field import *

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "STRUCTURE",
     "AcceleratedFit",
     "fit_stack",
     "sky_price",
@@ -27,7 +28,7 @@ import torch
 from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._filled import start_accelerated
-from ._find_points import find_points, local_precision
+from ._find_points import find_points, local_precision, share_seen
 from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
 from ._frames import flags_to_latent
 from ._local_fit import fit_places
@@ -47,7 +48,10 @@ _REJECTIONS = 2
 _AROUND = 8
 """How far (px) from where points and prices change the latent image may."""
 
-_STRUCTURE = (3.0, 4.0)
+_LEAST_SEEN = 0.05
+"""Share of the weight of all exposures below which the noise is not taken to fall any more."""
+
+STRUCTURE = (3.0, 4.0)
 """Where, in sigma, light that points do not explain may be narrow."""
 
 
@@ -69,6 +73,8 @@ class AcceleratedFit:
         The points.
     rejected : `torch.Tensor` of bool, shape (T, h, w)
         Outliers of single exposures.
+    noise : `torch.Tensor`, shape ``latent_shape``
+        Noise of the gradient over that where all exposures have data.
     """
 
     quadratic: NonNegativeQuadratic
@@ -77,6 +83,7 @@ class AcceleratedFit:
     matched: MatchedFilter
     points: PointSources
     rejected: torch.Tensor
+    noise: torch.Tensor
 
     @property
     def transform(self) -> torch.Tensor:
@@ -133,12 +140,14 @@ def fit_stack(
     operator = quadratic.operator
     fidelity = _data_term(stack, settings)
     coverage = covered_weight(quadratic, fidelity)
-    matched = MatchedFilter(quadratic, spread, local_precision(quadratic, stack, stack.exposure_weights()))
+    seen = share_seen(quadratic, stack)
+    matched = MatchedFilter(quadratic, spread, local_precision(quadratic, stack, seen))
     points = find_points(stack, matched, fidelity, settings.point_threshold)
     light = matched.light(points)
     rest = subtract_light(stack, operator, light)
     discs = SourceDiscs(quadratic, coverage)
-    start, price = _begin(rest, quadratic, discs, settings)
+    noise = seen.clamp_min(_LEAST_SEEN).sqrt_()
+    start, price = _begin(rest, quadratic, discs, noise, settings)
     bare, quadratic = quadratic, quadratic.with_price(price)
     fidelity = _data_term(rest, settings)
     rejected = torch.zeros_like(stack.good)
@@ -164,7 +173,7 @@ def fit_stack(
         light = matched.light(points)
         rest = subtract_light(remaining, operator, light)
         fidelity = _data_term(rest, settings)
-        start, new_price = _begin(rest, bare, discs, settings)
+        start, new_price = _begin(rest, bare, discs, noise, settings)
         price = torch.where(near > 0.0, new_price, price)
         quadratic = quadratic.with_price(price)
         watch = None if held_out is None else held_out(light, rejected)
@@ -184,7 +193,7 @@ def fit_stack(
             )
             following = _finish(following, fidelity, quadratic, settings, settling)
         fit = fit.then(following)
-    return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected)
+    return AcceleratedFit(quadratic, fidelity, fit, matched, points, rejected, noise)
 
 
 def _finish(
@@ -203,14 +212,27 @@ def _finish(
 
 
 def _begin(
-    rest: ExposureStack, quadratic: NonNegativeQuadratic, discs: SourceDiscs, settings: ImageMMSettings
+    rest: ExposureStack,
+    quadratic: NonNegativeQuadratic,
+    discs: SourceDiscs,
+    noise: torch.Tensor,
+    settings: ImageMMSettings,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return coefficients to begin with, and the price of narrow light, for exposures without points."""
     coadd = direct_coadd(rest, DirectSettings(clip=True))
     start = start_accelerated(rest, quadratic, coadd, settings.n_start)
-    transform = quadratic.combine(start)
-    gradient = evaluate(quadratic.operator, _data_term(rest, settings), transform)[1]
-    return start, sky_price(quadratic, discs, transform, gradient, settings)
+    near = discs.around(_significance(quadratic.operator, rest, coadd.kept), STRUCTURE)
+    return start, sky_price(quadratic, near, noise, settings)
+
+
+def _significance(operator: ConvolutionOperator, stack: ExposureStack, kept: torch.Tensor) -> torch.Tensor:
+    """Return filtered data (latent shape) in sigma, from the pixels that are there."""
+    weight = stack.inverse_variance * kept
+    empty = operator.transform(stack.image.new_zeros(operator.latent_shape))
+    square = HuberFidelity(stack.image, weight.sqrt(), math.inf)
+    data = -operator.untransform(evaluate(operator, square, empty)[1])
+    precision = operator.square_weight(weight)
+    return data * precision.clamp_min(_LEAST_SEEN**2 * float(precision.max())).rsqrt()
 
 
 def _data_term(stack: ExposureStack, settings: ImageMMSettings) -> HuberFidelity:
@@ -230,9 +252,8 @@ def subtract_light(stack: ExposureStack, operator: ConvolutionOperator, light: t
 
 def sky_price(
     quadratic: NonNegativeQuadratic,
-    discs: SourceDiscs,
-    transform: torch.Tensor,
-    gradient: torch.Tensor,
+    near: torch.Tensor,
+    noise: torch.Tensor,
     settings: ImageMMSettings,
 ) -> torch.Tensor:
     """Return the price of narrow light, high but for what the matched filter finds.
@@ -241,10 +262,10 @@ def sky_price(
     ----------
     quadratic : `NonNegativeQuadratic`
         The problem.
-    discs : `SourceDiscs`
-        Tells where sources are.
-    transform, gradient : `torch.Tensor`
-        Padded transforms of a latent image and of the gradient there.
+    near : `torch.Tensor`, shape ``latent_shape``
+        How much each pixel is beside a source; see `SourceDiscs`.
+    noise : `torch.Tensor`, shape ``latent_shape``
+        Noise of the gradient over that where all exposures have data.
     settings : `ImageMMSettings`
         The prices.
 
@@ -253,12 +274,11 @@ def sky_price(
     price : `torch.Tensor`, shape ``latent_shape``
         In units of the noise of the gradient.
     """
-    near = discs.weight(transform, gradient, _STRUCTURE)
     if quadratic.n_scales == 1:
         # Without broad components all light is narrow.
         return torch.zeros_like(near)
     high = max(settings.sky_penalty, settings.point_penalty)
-    return near * settings.point_penalty + (1.0 - near) * high
+    return (near * settings.point_penalty + (1.0 - near) * high) * noise
 
 
 def _surroundings(operator: ConvolutionOperator, found: torch.Tensor, resolution: float) -> torch.Tensor:

@@ -96,7 +96,12 @@ def find_blended_points(
     operator, weights = matched.operator, stack.exposure_weights()
     row, column = (o - operator.margin for o in stack.origin)
     quadratic = NonNegativeQuadratic(
-        operator, weights, scales=(0.0, _SCALE), penalties=(_PRICE, 0.0), origin=(row, column)
+        operator,
+        weights,
+        curvature=matched.curvature,
+        scales=(0.0, _SCALE),
+        penalties=(_PRICE, 0.0),
+        origin=(row, column),
     )
     finder = PointFinder(matched, _FACTOR * threshold)
     rest = subtract_light(stack, operator, matched.light(points))

@@ -21,11 +21,11 @@ from torch import nn
 
 from ._accelerated import AcceleratedFit, fit_stack
 from ._fidelity import HuberFidelity
-from ._find_points import local_precision
+from ._find_points import local_precision, share_seen
 from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
-from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size
+from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size, sum_curvature
 from ._network import LatentNetwork
 from ._point_bootstrap import PointBootstrap
 from ._point_sources import MatchedFilter
@@ -113,8 +113,10 @@ def prepare(
     timings = {"imagemm": time.perf_counter() - start}
     subset = stack.without(held_out | solution.rejected)
     operator = make_operator(stack, settings.target_fwhm, 0.0)
-    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
-    precision = local_precision(quadratic, subset, stack.exposure_weights())
+    quadratic = NonNegativeQuadratic(
+        operator, stack.exposure_weights(), curvature=sum_curvature(operator, stack, settings.target_fwhm)
+    )
+    precision = local_precision(quadratic, subset, share_seen(quadratic, subset))
     apart = PointsApart(
         MatchedFilter(quadratic, settings.target_fwhm, precision),
         solution.points,
@@ -170,5 +172,5 @@ def _fit_seed(
 ) -> AcceleratedFit:
     """Fit ImageMM to the pixels that are not held out."""
     operator = make_operator(subset, spread, settings.smooth_scale)
-    quadratic = make_quadratic(operator, subset, settings)
+    quadratic = make_quadratic(operator, subset, spread, settings)
     return fit_stack(subset, quadratic, spread, settings, whole=whole)

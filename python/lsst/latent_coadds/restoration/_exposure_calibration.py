@@ -24,6 +24,7 @@ from ._frames import FrameGeometry
 from ._psf_basis import evaluate_psf_basis, fit_psf_basis, psf_basis_degree
 from ._psf_spline import PsfSpline
 from ._stack import ExposureStack
+from ._whole_field import WholeField
 
 CALIBRATION_PARAMETERS = (
     *("log_size", "shear_1", "shear_2", "shift_x", "shift_y", "log_flux_scale", "log_wing"),
@@ -248,6 +249,8 @@ class ExposureCalibration:
             excess[:, 0] = 0.0
             psf -= excess * psf[:, :1]
         result.image, result.variance, result.psf = image, variance, psf
+        if stack.field is not None:
+            result.field = self._correct_whole(stack.field)
         if stack.frames is not None:
             result.frames = _move(stack.frames, shifts)
             result.good = result.good & torch.stack(
@@ -256,6 +259,15 @@ class ExposureCalibration:
             result.image = result.image.masked_fill(~result.good, 0.0)
             result.variance = result.variance.masked_fill(~result.good, torch.inf)
         return result
+
+    def _correct_whole(self, whole: WholeField) -> WholeField:
+        """Return the exposures of a whole image with corrected PSFs and weights."""
+        psf, weights = whole.psf.clone(), whole.weights.clone()
+        for position, name in enumerate(whole.names):
+            if name in self.names:
+                psf[position] = self.correct_psf(name, psf[position])
+                weights[position] *= float(self.flux_scale[self.names.index(name)]) ** 2
+        return WholeField(psf, weights, whole.names)
 
     def _correct_over_field(self, name: str, stack: ExposureStack, position: int) -> torch.Tensor:
         """Return the PSF (k, k), or basis images (J, k, k), of an exposure of a stack."""

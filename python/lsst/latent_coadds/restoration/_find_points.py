@@ -10,32 +10,46 @@
 
 from __future__ import annotations
 
-__all__ = ("find_points", "fit_points", "local_precision")
+__all__ = ("find_points", "fit_points", "local_precision", "share_seen")
 
 import math
 
 import torch
 
-from ._direct import direct_coadd
+from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
-from ._filled import filled_gradient
 from ._fit import evaluate
-from ._holes import fill_holes
 from ._kernels import value_at_origin
+from ._peaks import local_maximum
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
 from ._settings import DirectSettings
 from ._stack import ExposureStack
 
-_ROUNDS = 12
+_SEARCH = 5
+"""Steps after which what candidates leave may be others."""
+
+_ROUNDS = 20
 """Largest number of steps of points with an exact gradient of the data term."""
+
+_LEAST_SHARE = 0.05
+"""Share of the weight below which pixels that are missing are not made up for."""
+
+_SLACK = 0.5
+"""How far, in sigma, candidates may fall below the threshold before they have settled."""
+
+_LAST_ROUNDS = 3
+"""Steps after those go that have settled below it."""
 
 _SETTLED = 0.003
 """Largest step, in units of the errors of places and fluxes, with which points have settled."""
 
-_LEAST_SEEN = 0.3
-"""Share of the exposures that must have data on a point."""
+_LEAST_SEEN = 0.15
+"""Share of the exposures around a point that must have data on it."""
+
+_AROUND = 24
+"""How far (px) around."""
 
 
 def find_points(
@@ -57,49 +71,101 @@ def find_points(
 
     Notes
     -----
-    Where candidates are looked for, the coadd fills gaps and outliers; these
-    are left out of the fit of the candidates.
+    Candidates are peaks of the likely flux of a point at each place, from
+    what pixels are there. Outliers are left out.
     """
     if not matched.finds(threshold):
         return PointSources.none(matched.device)
     finder = PointFinder(matched, threshold)
     coadd = direct_coadd(stack, DirectSettings(clip=True))
-    fidelity = fidelity.without(~coadd.kept)
-    filled = fill_holes(coadd.image, coadd.variance, coadd.psf)
-    gradient = filled_gradient(stack, matched.operator, coadd, filled)
-    signal = matched.signal(torch.zeros_like(gradient), gradient)
-    return fit_points(finder, fidelity, finder.candidates(signal))
+    candidates = finder.candidates(_signal(stack, matched, coadd), n_rounds=1)
+    return fit_points(finder, fidelity.without(~coadd.kept), candidates, search=True)
 
 
-def fit_points(finder: PointFinder, fidelity: HuberFidelity, points: PointSources) -> PointSources:
-    """Return those candidates that are points, as the exposures themselves have them."""
+def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) -> torch.Tensor:
+    """Return the padded transform of the filtered data, as if no pixel were missing.
+
+    Exposures have constant weights: with their own, the cores of bright stars would look broad.
+    """
+    operator = matched.operator
+    weight = stack.exposure_weights()[:, None, None] * coadd.kept
+    constant = HuberFidelity(stack.image, weight.sqrt(), math.inf)
+    empty = operator.transform(stack.image.new_zeros(operator.latent_shape))
+    data = operator.untransform(matched.left(evaluate(operator, constant, empty)[1]))
+    share = operator.square_weight(weight) / value_at_origin(matched.curvature, operator.fft_shape)
+    if matched.coverage is not None:
+        data = torch.where(matched.coverage > 0.0, data, 0.0)
+    return operator.transform(data / share.clamp_min(_LEAST_SHARE))
+
+
+def fit_points(
+    finder: PointFinder, fidelity: HuberFidelity, points: PointSources, *, search: bool = False
+) -> PointSources:
+    """Return those candidates that are points, as the exposures themselves have them.
+
+    Parameters
+    ----------
+    finder : `PointFinder`
+        Judges the candidates.
+    fidelity : `HuberFidelity`
+        The data.
+    points : `PointSources`
+        The candidates.
+    search : `bool`, optional
+        Whether to look for others in what they leave, once they are in their places.
+    """
     matched = finder.matched
     # With a robust loss nearly all pixels of a bright star would count as outliers, for its place
     # or its PSF is off by more than their noise. Outliers proper have been left out.
     square = HuberFidelity(fidelity.image, fidelity.inverse_sigma, math.inf)
-    for _ in range(_ROUNDS if len(points) else 0):
-        before = points
-        left = matched.left(evaluate(matched.operator, square, matched.light(points))[1])
-        points = finder.step(left, points)
-        step = matched.distance(before, points)
+
+    def leave(candidates: PointSources) -> torch.Tensor:
+        return matched.left(evaluate(matched.operator, square, matched.light(candidates))[1])
+
+    points = finder.prune(points, _SLACK)
+    for n in range(_ROUNDS if len(points) else 0):
+        before, points = points, finder.step(leave(points), points)
+        settled = matched.distance(before, points) < _SETTLED
+        if search and (settled or n + 1 == _SEARCH):
+            points = points.join(finder.peaks(matched.fill(leave(points))))
+            search = settled = False
         # What the model in gaps and outliers pretended goes.
-        points = finder.prune(points)
-        if step < _SETTLED:
+        points = finder.prune(points, _SLACK)
+        if settled:
             break
+    bright = finder.prune(points)
+    for _ in range(_LAST_ROUNDS if len(bright) < len(points) else 0):
+        bright = finder.step(leave(bright), bright)
+    points = bright
     if not len(points):
         return points
     return finder.judge(matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1]), points)
 
 
+def share_seen(quadratic: NonNegativeQuadratic, stack: ExposureStack) -> torch.Tensor:
+    """Return the share (latent shape) of the weight of all exposures that good pixels have."""
+    operator = quadratic.operator
+    weight = stack.exposure_weights()[:, None, None] * stack.good
+    return operator.square_weight(weight) / value_at_origin(quadratic.curvature, operator.fft_shape)
+
+
 def local_precision(
-    quadratic: NonNegativeQuadratic, stack: ExposureStack, weights: torch.Tensor
+    quadratic: NonNegativeQuadratic, stack: ExposureStack, seen: torch.Tensor
 ) -> torch.Tensor:
     """Return the precision (latent shape) of a point's flux over that with all data.
 
-    It is 0 where too many exposures are masked.
+    It is 0 where far more exposures are masked than nearby.
+
+    Parameters
+    ----------
+    quadratic : `NonNegativeQuadratic`
+        The curvature of the data term.
+    stack : `ExposureStack`
+        The exposures.
+    seen : `torch.Tensor`, shape ``latent_shape``
+        What `share_seen` returns for them.
     """
-    square_weight, whole = quadratic.operator.square_weight, weights[:, None, None]
-    largest = value_at_origin(quadratic.curvature, quadratic.operator.fft_shape)
-    seen = square_weight(whole * (stack.inverse_variance > 0)) / largest
-    precision = square_weight(stack.inverse_variance) / largest
-    return torch.where(seen > _LEAST_SEEN, precision, 0.0)
+    operator = quadratic.operator
+    precision = operator.square_weight(stack.inverse_variance)
+    precision /= value_at_origin(quadratic.curvature, operator.fft_shape)
+    return torch.where(seen > _LEAST_SEEN * local_maximum(seen, _AROUND), precision, 0.0)

@@ -88,7 +88,7 @@ def restore_imagemm(
         split_target(settings) if accelerated else (0.0, gaussian_kernel(settings.target_fwhm, size))
     )
     operator = make_operator(stack, spread, settings.smooth_scale)
-    quadratic = make_quadratic(operator, stack, settings)
+    quadratic = make_quadratic(operator, stack, spread, settings)
     subset, watch = _hold_out(stack, operator, settings, generator)
     timings["prepare"] = time.perf_counter() - start
     make = fit_stack if accelerated else _fit_published
@@ -179,7 +179,15 @@ def _fit_published(
     watch = None if held_out is None else held_out(torch.zeros_like(quadratic.curvature), rejected)
     fit = fit_published(operator, fidelity, latent, settings, progress, watch)
     matched = MatchedFilter(quadratic, spread)
-    return AcceleratedFit(quadratic, fidelity, fit, matched, PointSources.none(matched.device), rejected)
+    return AcceleratedFit(
+        quadratic,
+        fidelity,
+        fit,
+        matched,
+        PointSources.none(matched.device),
+        rejected,
+        stack.image.new_ones(operator.latent_shape),
+    )
 
 
 def _start_published(stack: ExposureStack, operator: ConvolutionOperator, coadd: DirectCoadd) -> torch.Tensor:

@@ -10,14 +10,21 @@
 
 from __future__ import annotations
 
-__all__ = ("make_correction", "make_operator", "make_quadratic", "split_target", "stamp_size")
+__all__ = (
+    "make_correction",
+    "make_operator",
+    "make_quadratic",
+    "split_target",
+    "stamp_size",
+    "sum_curvature",
+)
 
 import math
 
 import torch
 
 from ._fidelity import HuberFidelity
-from ._kernels import FWHM_PER_SIGMA, gaussian_kernel, matching_kernels, remaining_kernel
+from ._kernels import FWHM_PER_SIGMA, gaussian_kernel, matching_kernels, remaining_kernel, value_at_origin
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic, local_balance
 from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
@@ -74,20 +81,46 @@ def make_operator(stack: ExposureStack, spread: float, scale: float) -> Convolut
     )
 
 
+def sum_curvature(operator: ConvolutionOperator, stack: ExposureStack, spread: float) -> torch.Tensor:
+    """Return the transform of the curvature of the data term, for constant weights.
+
+    Parameters
+    ----------
+    operator : `ConvolutionOperator`
+        The forward model.
+    stack : `ExposureStack`
+        The exposures.
+    spread : `float`
+        FWHM of the Gaussian that the kernels of the model were divided by.
+
+    Notes
+    -----
+    In a part of a larger image it has the weight of the exposures here and
+    the shape of those of the whole image.
+    """
+    own = operator.power(stack.exposure_weights())
+    if stack.field is None:
+        return own
+    whole = stack.field.curvature(spread, operator.fft_shape).to(own)
+    return whole * (value_at_origin(own, operator.fft_shape) / value_at_origin(whole, operator.fft_shape))
+
+
 def make_quadratic(
-    operator: ConvolutionOperator, stack: ExposureStack, settings: ImageMMSettings
+    operator: ConvolutionOperator, stack: ExposureStack, spread: float, settings: ImageMMSettings
 ) -> NonNegativeQuadratic:
     """Return the problem that settings ask for."""
     weights = stack.exposure_weights()
     if settings.form == "published":
         return NonNegativeQuadratic(operator, weights)
-    balance = local_balance(operator, stack.inverse_variance, weights)
+    curvature = sum_curvature(operator, stack, spread)
+    balance = local_balance(operator, stack.inverse_variance, weights, curvature)
     origin = tuple(o - operator.margin for o in stack.origin)
     if settings.smooth_scale <= 0.0:
-        return NonNegativeQuadratic(operator, weights, balance=balance)
+        return NonNegativeQuadratic(operator, weights, curvature=curvature, balance=balance)
     return NonNegativeQuadratic(
         operator,
         weights,
+        curvature=curvature,
         scales=(0.0, settings.smooth_scale),
         penalties=(settings.point_penalty, 0.0),
         balance=balance,

@@ -277,9 +277,15 @@ class ConvolutionOperator:
                 seen = torch.fft.rfft2(weight[t], s=self.fft_shape)
             else:
                 # A pixel of the exposure has the light of as many latent pixels.
-                seen = self._spread(self.sampler, weight[which], which)[0] * self.sampler.gains[t]
+                seen = self._spread(self.sampler, weight[which] * self.sampler.areas(t), which)[0]
             total += seen * square.conj()
         return self.untransform(total)
+
+    def areas(self, which: slice) -> torch.Tensor:
+        """Return the areas in latent pixels of the pixels of exposures, (n, h, w) or (1, 1, 1)."""
+        if self.sampler is None:
+            return self._transfer.real.new_ones((1, 1, 1))
+        return torch.stack([self.sampler.areas(t) for t in range(which.start, which.stop)])
 
     @property
     def gains(self) -> torch.Tensor:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import torch
 
-from ._accelerated import AcceleratedFit, sky_price
+from ._accelerated import STRUCTURE, AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._peaks import local_maximum
@@ -73,7 +73,7 @@ class PointBootstrap:
         self, solution: AcceleratedFit, corrected: torch.Tensor, spread: float, settings: ImageMMSettings
     ) -> None:
         self._quadratic, self._fidelity = solution.quadratic, solution.fidelity
-        self._matched, self._settings = solution.matched, settings
+        self._matched, self._settings, self._noise = solution.matched, settings, solution.noise
         self._finder = PointFinder(solution.matched, settings.point_threshold)
         self._operator = operator = solution.quadratic.operator
         self._discs = SourceDiscs(self._quadratic, covered_weight(self._quadratic, self._fidelity))
@@ -190,7 +190,8 @@ class PointBootstrap:
         coefficients = self._known + quadratic.divide(start)
         transform = quadratic.combine(coefficients)
         slope = evaluate(self._operator, problem, transform + light)[1]
-        quadratic = quadratic.with_price(sky_price(quadratic, self._discs, transform, slope, self._settings))
+        near = self._discs.weight(transform, slope, STRUCTURE)
+        quadratic = quadratic.with_price(sky_price(quadratic, near, self._noise, self._settings))
         coefficients = quadratic.solve(coefficients, slope, _STEPS, transform=transform, constant=True)
         transform = quadratic.combine(coefficients)
         return again, others, transform, evaluate(self._operator, problem, transform + light)[1]

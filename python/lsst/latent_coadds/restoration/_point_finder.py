@@ -32,6 +32,15 @@ _CHUNK = 1024
 _RELAXATION = 0.8
 """Part of a step that is made: overlapping points would overshoot."""
 
+_LEAST_SHARE = 0.01
+"""Share of the weight that data have on a point at least, as far as steps are concerned."""
+
+_FLATTEST = 0.2
+"""Least second derivative of the likelihood of a place over the expected one."""
+
+_MOST_TILT = 0.8
+"""Largest correlation of the errors of places along x and y."""
+
 _QUIET = 0.5
 """Share of the weight above which a point makes no noise of its own to speak of."""
 
@@ -91,11 +100,12 @@ class PointFinder:
         """
         points = PointSources.none(self.matched.device)
         for _ in range(n_rounds):
-            peaks = self._peaks(self.matched.residual(signal, points))
+            peaks = self.peaks(self.matched.residual(signal, points))
             points = self.improve(signal, points.join(peaks), n_steps=_STEPS)
         return points
 
-    def _peaks(self, signal: torch.Tensor) -> PointSources:
+    def peaks(self, signal: torch.Tensor) -> PointSources:
+        """Return the highest pixels of filtered data as candidates."""
         matched = self.matched
         # In the light of a star its own noise lowers the significance of its core.
         height = matched.operator.untransform(signal) * matched.flux_error
@@ -115,8 +125,9 @@ class PointFinder:
         n_steps : `int`
             Steps of positions and fluxes together.
         """
+        ones = torch.ones_like(points.flux)
         for _ in range(n_steps if len(points) else 0):
-            points = self._step(self.matched.residual(signal, points), points, torch.ones_like(points.flux))
+            points = self._step(self.matched.residual(signal, points), points, ones)
         return points
 
     def step(self, left: torch.Tensor, points: PointSources) -> PointSources:
@@ -129,7 +140,11 @@ class PointFinder:
         points : `PointSources`
             The points.
         """
-        return self._step(left, points, self.matched.share(points)) if len(points) else points
+        return self._step(left, points, self._share(points), bends=True) if len(points) else points
+
+    def _share(self, points: PointSources) -> torch.Tensor:
+        """Return the coverage (n,) of points; where there is hardly any, steps are small nevertheless."""
+        return self.matched.share(points).clamp_min(_LEAST_SHARE)
 
     def _step(
         self,
@@ -137,21 +152,39 @@ class PointFinder:
         points: PointSources,
         share: torch.Tensor,
         relaxation: float = _RELAXATION,
+        bends: bool = False,
     ) -> PointSources:
+        """Return points after a step with the expected second derivatives, or with those that are seen."""
         matched = self.matched
         value, slopes = matched.values(left, points)
         bright = points.flux.clamp_min(2.0 * matched.flux_error)
         # Where a star makes its noise, its flanks know more of its place than its core.
         sure = 2.0 * share / (1.0 + share)
+        xx, yy = (bright * b * sure for b in matched.bend)
+        xy = torch.zeros_like(xx)
+        if bends:
+            left_xx, left_xy, left_yy = matched.bends(left, points)
+            xx, yy = ((e - s).clamp(_FLATTEST * e, 3.0 * e) for e, s in ((xx, left_xx), (yy, left_yy)))
+            limit = _MOST_TILT * (xx * yy).sqrt()
+            xy = torch.minimum(torch.maximum(-left_xy, -limit), limit)
+        square = xx * yy - xy**2
+        dx, dy = (yy * slopes[0] - xy * slopes[1]) / square, (xx * slopes[1] - xy * slopes[0]) / square
         x, y = (
-            p + (relaxation * s / (bright * b * sure)).clamp(-0.5, 0.5)
-            for p, s, b in zip((points.x, points.y), slopes, matched.bend, strict=True)
+            p + (relaxation * d).clamp(-0.5, 0.5) for p, d in zip((points.x, points.y), (dx, dy), strict=True)
         )
         return PointSources(x, y, points.flux + relaxation * value / (matched.precision * share))
 
-    def prune(self, points: PointSources) -> PointSources:
-        """Return candidates without those that are faint, or in the core of a brighter one."""
-        bright = points.flux > self.threshold * self.matched.flux_errors(points)
+    def prune(self, points: PointSources, slack: float = 0.0) -> PointSources:
+        """Return candidates without those that are faint, or in the core of a brighter one.
+
+        Parameters
+        ----------
+        points : `PointSources`
+            The candidates.
+        slack : `float`, optional
+            How far below the threshold they may be, in sigma.
+        """
+        bright = points.flux > (self.threshold - slack) * self.matched.flux_errors(points)
         return points.select(bright & ~has_neighbour(points, 0.5 * self.matched.resolution, _SHADOW))
 
     def judge(self, left: torch.Tensor, points: PointSources) -> PointSources:
@@ -227,7 +260,7 @@ class PointFinder:
     def _measure_again(self, left: torch.Tensor, points: PointSources) -> PointSources:
         """Return points as other data have them, whatever their significance."""
         matched = self.matched
-        bright = self._step(left, points, matched.share(points), relaxation=1.0)
+        bright = self._step(left, points, self._share(points), relaxation=1.0)
         # Faint ones move so far that one step does not do; but they make no noise of their own.
         faint = self.improve(matched.add(matched.fill(left), points), points, n_steps=_STEPS)
         which = matched.share(points) > _QUIET

@@ -97,7 +97,7 @@ class MatchedFilter:
         shape = self.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
-        self._curvature = quadratic.curvature
+        self.curvature = quadratic.curvature
         self._point = centred_rfft2(kernel, shape).real.to(quadratic.curvature)
         self._response = self._point**2 * quadratic.curvature
         height, width = shape
@@ -127,7 +127,7 @@ class MatchedFilter:
     @property
     def weight(self) -> float:
         """Weight per pixel of all exposures together, for light that is broader than PSFs."""
-        return float(self._curvature[0, 0])
+        return float(self.curvature[0, 0])
 
     @property
     def flux_error(self) -> float:
@@ -142,7 +142,7 @@ class MatchedFilter:
         """Return the coverage (n,) of points."""
         if self.coverage is None:
             return torch.ones_like(points.flux)
-        return self.at(self.coverage, points).clamp(1e-12, 1.0)
+        return self.at(self.coverage, points).clamp_min(1e-12)
 
     def signal(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the filtered data.
@@ -153,7 +153,7 @@ class MatchedFilter:
             Padded transforms of a latent image and of the gradient there.
             The image stands for what is masked and what is an outlier.
         """
-        return self._point * (self._curvature * transform - gradient)
+        return self._point * (self.curvature * transform - gradient)
 
     def left(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of what a model leaves of the filtered data.
@@ -170,7 +170,7 @@ class MatchedFilter:
         height = self.operator.untransform(left) * self.flux_error
         if self.coverage is None:
             return height
-        share = self.coverage.clamp(0.0, 1.0)
+        share = self.coverage.clamp_min(0.0)
         return torch.where(share > _LEAST_COVERAGE, height / share.clamp_min(_LEAST_COVERAGE).sqrt(), 0.0)
 
     def light(self, points: PointSources) -> torch.Tensor:
@@ -235,21 +235,21 @@ class MatchedFilter:
         height = self.operator.untransform(signal) * self.flux_error
         if self.coverage is None:
             return height
-        share = self.coverage.clamp(0.0, 1.0)
+        share = self.coverage.clamp_min(0.0)
         return torch.where(share > _LEAST_COVERAGE, height * share.sqrt(), 0.0)
 
     def fill(self, left: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of what is left as it would be without masked pixels."""
         if self.coverage is None:
             return left
-        share = self.coverage.clamp(_LEAST_FILLED, 1.0)
+        share = self.coverage.clamp_min(_LEAST_FILLED)
         return self.operator.transform(self.operator.untransform(left) / share)
 
     def thin(self, filled: torch.Tensor) -> torch.Tensor:
         """Return what `fill` made of what is left as it was before."""
         if self.coverage is None:
             return filled
-        share = self.coverage.clamp(_LEAST_FILLED, 1.0)
+        share = self.coverage.clamp_min(_LEAST_FILLED)
         return self.operator.transform(self.operator.untransform(filled) * share)
 
     def add(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
@@ -267,6 +267,12 @@ class MatchedFilter:
         taps = self._taps(points)
         along_x, along_y = (self._read(w * filtered, *taps) for w in self._waves)
         return self._read(filtered, *taps), (along_x, along_y)
+
+    def bends(self, filtered: torch.Tensor, points: PointSources) -> tuple[torch.Tensor, ...]:
+        """Return the second derivatives (n,) of a padded transform at points: along x, mixed, along y."""
+        taps, (along_x, along_y) = self._taps(points), self._waves
+        pairs = ((along_x, along_x), (along_x, along_y), (along_y, along_y))
+        return tuple(self._read(a * b * filtered, *taps) for a, b in pairs)
 
     def value(self, filtered: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return the values (n,) of a padded transform at points."""
@@ -306,7 +312,7 @@ class MatchedFilter:
         """
         height, width = self.operator.fft_shape
         index, weight = self._taps(points)
-        plane = self._curvature.new_zeros(height * width)
+        plane = self.curvature.new_zeros(height * width)
         light = points.flux[:, None] * weight
         plane.index_add_(0, index.reshape(-1), light.reshape(-1).to(plane))
         return self._unwindow(torch.fft.rfft2(plane.view(height, width)))

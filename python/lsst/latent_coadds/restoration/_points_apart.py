@@ -22,7 +22,7 @@ from ._blended_points import find_blended_points
 from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._filled import fill_exposures
-from ._find_points import find_points, local_precision
+from ._find_points import find_points, local_precision, share_seen
 from ._fit import evaluate
 from ._holes import fill_holes
 from ._point_finder import PointFinder
@@ -91,7 +91,7 @@ class PointsApart:
             Least significance of a point; 0 finds none.
         """
         fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), delta)
-        precision = local_precision(quadratic, stack, stack.exposure_weights())
+        precision = local_precision(quadratic, stack, share_seen(quadratic, stack))
         matched = MatchedFilter(quadratic, spread, precision)
         points = find_points(stack, matched, fidelity, threshold)
         points = points.join(find_blended_points(stack, matched, points, delta, threshold))

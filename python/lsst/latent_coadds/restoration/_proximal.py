@@ -20,9 +20,17 @@ from collections.abc import Sequence
 import torch
 
 from ._component import Component
+from ._kernels import value_at_origin
 from ._operators import ConvolutionOperator
+from ._peaks import local_maximum
 
 _LOWEST_BALANCE = 0.05
+
+_AROUND = 32
+"""How far (px) from pixels of an exposure the curvature knows of them."""
+
+_ALL = 0.97
+"""Share of the weight from which on all exposures have data."""
 
 _LARGEST_T = 30.0
 """Bound of Nesterov's t in steps that go on from those of another update."""
@@ -53,7 +61,10 @@ class InnerPace:
 
 
 def local_balance(
-    operator: ConvolutionOperator, inverse_variance: torch.Tensor, weights: torch.Tensor
+    operator: ConvolutionOperator,
+    inverse_variance: torch.Tensor,
+    weights: torch.Tensor,
+    curvature: torch.Tensor,
 ) -> torch.Tensor | None:
     """Return the square root of the relative weight of the data near each pixel.
 
@@ -65,24 +76,30 @@ def local_balance(
         Weight of each pixel, 0 where it is not good.
     weights : `torch.Tensor`, shape (T,)
         Weight of each exposure.
+    curvature : `torch.Tensor`
+        Transform of the curvature where all exposures have data.
 
     Returns
     -------
     balance : `torch.Tensor`, shape ``latent_shape``, or `None`
-        1 where good pixels have the weight of their exposure; `None` if
-        that is so everywhere.
+        1 where pixels of all exposures are good, and have the weight of
+        their exposure; `None` if that is so everywhere.
 
     Notes
     -----
     It makes the diagonal of ``b C b`` that of the true curvature: the sum
-    over pixels of squared kernels times weights. It does not know of pixels
-    that are missing: at sharp edges ``b C b`` is no bound of the curvature.
+    over pixels of squared kernels times weights. Of pixels that are missing
+    it knows only where they are so for some way around: at sharp edges
+    ``b C b`` would be no bound of the curvature.
     """
     usual = weights[:, None, None] * (inverse_variance > 0)
-    if bool(((inverse_variance - usual).abs() <= 1e-3 * usual).all()):
+    expected = operator.square_weight(usual)
+    seen = local_maximum(expected / value_at_origin(curvature, operator.fft_shape), _AROUND).clamp_max_(1.0)
+    alike = bool(((inverse_variance - usual).abs() <= 1e-3 * usual).all())
+    if alike and bool((seen > _ALL).all()):
         return None
-    total, expected = operator.square_weight(inverse_variance), operator.square_weight(usual)
-    ratio = total / expected.clamp_min(1e-3 * float(expected.max()))
+    ratio = operator.square_weight(inverse_variance) / expected.clamp_min(1e-3 * float(expected.max()))
+    ratio *= seen
     return ratio.clamp_(_LOWEST_BALANCE**2, _LOWEST_BALANCE**-2).sqrt_()
 
 
@@ -108,6 +125,9 @@ class NonNegativeQuadratic:
         The forward model.
     weights : `torch.Tensor`, shape (T,)
         Weight of each exposure.
+    curvature : `torch.Tensor`, optional
+        Transform of the curvature of the data term, by default the summed
+        power of the kernels.
     scales : `~collections.abc.Sequence` [ `float` ], optional
         Standard deviations of the Gaussians in pixels, the first below 2; 0
         is a point.
@@ -128,6 +148,7 @@ class NonNegativeQuadratic:
         operator: ConvolutionOperator,
         weights: torch.Tensor,
         *,
+        curvature: torch.Tensor | None = None,
         scales: Sequence[float] = (0.0,),
         penalties: Sequence[float] = (0.0,),
         balance: torch.Tensor | None = None,
@@ -135,7 +156,7 @@ class NonNegativeQuadratic:
     ) -> None:
         self.operator = operator
         self._arguments = (weights, tuple(scales), tuple(penalties), origin)
-        self.curvature = operator.power(weights)
+        self.curvature = operator.power(weights) if curvature is None else curvature
         self._complex = torch.complex(self.curvature, torch.zeros_like(self.curvature))
         self._components: list[Component] = []
         end = 0

@@ -133,7 +133,8 @@ class SourceDiscs:
         self._operator = quadratic.operator
         self._curvature = quadratic.curvature
         square = value_at_origin(self._curvature, self._operator.fft_shape)
-        self._scale = coverage.clamp(0.0, 1.0).sqrt() / square.sqrt()
+        self._share = coverage.clamp_min(0.0).sqrt()
+        self._noise = square.sqrt()
         self._disc = self._make_disc(float(self._curvature[0, 0] / square))
 
     def _make_disc(self, psf_area: float) -> torch.Tensor:
@@ -166,7 +167,12 @@ class SourceDiscs:
         weight : `torch.Tensor`, shape ``latent_shape``
             1 around sources, 0 far from them.
         """
-        data = self._operator.untransform(self._curvature * transform - gradient) * self._scale
+        model, left = (self._operator.untransform(a) for a in (self._curvature * transform, gradient))
+        data = model * self._share - left / self._share.clamp_min(_LEAST_SHARE)
+        return self.around(data / self._noise, significance)
+
+    def around(self, data: torch.Tensor, significance: tuple[float, float]) -> torch.Tensor:
+        """Return how much (0 to 1, ``latent_shape``) each pixel is beside a peak of data in sigma."""
         peaks = _smooth_step(data, *significance) * _divide_peaks(data)
         return self._operator.untransform(self._operator.transform(peaks) * self._disc).clamp_(0.0, 1.0)
 
@@ -240,10 +246,11 @@ def covered_weight(quadratic: NonNegativeQuadratic, fidelity: HuberFidelity) -> 
         1 where every exposure has good pixels of its typical variance.
     """
     operator = quadratic.operator
-    gains = operator.gains[:, None, None].to(fidelity.inverse_sigma)
     total: torch.Tensor | float = 0.0
     for which in operator.chunks():
-        total = total + operator.back_project(gains[which] * fidelity.inverse_sigma[which] ** 2, which)
+        total = total + operator.back_project(
+            operator.areas(which) * fidelity.inverse_sigma[which] ** 2, which
+        )
     assert isinstance(total, torch.Tensor)
     return operator.untransform(operator.lower(total)) / float(quadratic.curvature[0, 0])
 

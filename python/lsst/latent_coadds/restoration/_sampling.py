@@ -94,6 +94,13 @@ class FrameSampler:
         self._sites = [self._locate(t, *kernel, psf) for t, kernel in enumerate(kernels)]
         self._recent: tuple[int, int, list[_Piece]] | None = None
 
+    def areas(self, t: int) -> torch.Tensor:
+        """Return the area in latent pixels of each pixel (h, w) of exposure ``t``, 0 off the latent area."""
+        sites = self._sites[t]
+        plane = sites.area.new_zeros(self.frame_shape[0] * self.frame_shape[1])
+        plane[sites.pixels.long()] = sites.area
+        return plane.reshape(self.frame_shape)
+
     def fine_shape(self, t: int, shape: tuple[int, int]) -> tuple[int, int]:
         """Return the shape of the fine grid of exposure ``t`` for transforms of ``shape``."""
         factor = self._sites[t].oversampling

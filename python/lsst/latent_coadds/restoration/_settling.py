@@ -89,7 +89,7 @@ class Settling:
         kernels = (narrow / (matched.flux_error * height), broad * (_FLUX_WEIGHT * math.sqrt(matched.weight)))
         self._stamps = [kernel.to(matched.device) for kernel in kernels]
         self._kernels = [centred_rfft2(stamp, shape).real for stamp in self._stamps]
-        self._share = None if matched.coverage is None else matched.coverage.clamp(0.0, 1.0).sqrt()
+        self._share = None if matched.coverage is None else matched.coverage.clamp_min(0.0).sqrt()
         self._around = math.ceil(_AROUND * matched.resolution)
         inside = min(math.ceil(_BORDER * matched.resolution), min(matched.operator.shape) // _LEAST_INSIDE)
         self._border = matched.operator.margin + inside

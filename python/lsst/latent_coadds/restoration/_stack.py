@@ -23,6 +23,7 @@ from ._frames import FrameGeometry, flags_to_frame, flags_to_latent, interpolate
 from ._psf_basis import psf_basis_degree, psf_basis_terms
 from ._resample import lanczos_resample
 from ._sampling import FrameSampler
+from ._whole_field import WholeField
 
 
 class ExposureStack:
@@ -59,6 +60,8 @@ class ExposureStack:
     weights : array-like, shape (T,), optional
         Typical weight of a pixel of each exposure, the same for all parts of
         one image; by default the inverse of the median variance here.
+    field : `WholeField`, optional
+        Exposures of the whole image that this is a part of.
 
     Raises
     ------
@@ -89,6 +92,7 @@ class ExposureStack:
         origin: tuple[int, int] = (0, 0),
         reference: Any = None,
         weights: Any = None,
+        field: WholeField | None = None,
     ) -> None:
         image, variance, psf = (_as_tensor(a) for a in (image, variance, psf))
         good = _as_tensor(good).to(torch.bool)
@@ -97,6 +101,7 @@ class ExposureStack:
         self.names = _check_names(names, image.shape[0])
         self.frames = frames
         self.origin = origin
+        self.field = field
         self._sampler: FrameSampler | None = None
         if frames is not None:
             _check_frames(frames, image)
@@ -209,6 +214,7 @@ class ExposureStack:
         result = object.__new__(ExposureStack)
         result.names, result.frames, result.psf, result._sampler = (self.names, None, self.psf, None)
         result.origin, result.reference, result.weights = self.origin, self.reference, self.weights
+        result.field = self.field
         planes: list[tuple[torch.Tensor, ...]] = []
         for t in range(self.n_exposures):
             x, y = self.frames.inverse(t)
@@ -230,6 +236,7 @@ class ExposureStack:
         result = object.__new__(ExposureStack)
         result.names, result.frames, result._sampler = self.names, self.frames, None
         result.origin, result.reference, result.weights = self.origin, self.reference, self.weights
+        result.field = self.field
         if self.weights is not None:
             result.weights = self.weights.to(device=device, dtype=dtype)
         result.good = self.good.to(device)

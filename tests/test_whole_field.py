@@ -1,0 +1,147 @@
+# This file is part of latent_coadds.
+#
+# Developed for the LSST Data Management System.
+# See the COPYRIGHT file at the top-level directory of this distribution
+# for details of code ownership.
+#
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the parts of an image have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsst.latent_coadds.restoration import (
+    ConvolutionOperator,
+    ExposureCalibration,
+    ExposureStack,
+    FrameGeometry,
+    HuberFidelity,
+    InvalidStackError,
+    WholeField,
+    restore,
+)
+from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
+from lsst.latent_coadds.restoration._model import sum_curvature
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._residual import covered_weight
+
+SIZE = 48
+
+
+def gaussian(fwhm: float, size: int = 21) -> np.ndarray:
+    y, x = np.mgrid[:size, :size] - size // 2
+    stamp = np.exp(-4.0 * math.log(2.0) * (x**2 + y**2) / fwhm**2)
+    return stamp / stamp.sum()
+
+
+def make_stack(widths: list[float], field: WholeField | None, **options: Any) -> ExposureStack:
+    rng = np.random.default_rng(1)
+    image = rng.normal(size=(len(widths), SIZE, SIZE))
+    psf = np.stack([gaussian(w) for w in widths])
+    return ExposureStack(
+        image, np.ones_like(image), np.ones(image.shape, dtype=bool), psf, field=field, **options
+    )
+
+
+def test_curvature_is_the_sum_of_autocorrelations() -> None:
+    widths, weights = [3.0, 4.5], [2.0, 0.5]
+    field = WholeField(np.stack([7.0 * gaussian(w) for w in widths]), weights)
+    found = torch.fft.irfft2(field.curvature(0.0, (64, 64)), s=(64, 64))
+    for dx, dy in ((0, 0), (3, 1)):
+        # Of two Gaussians of the same width, in closed form; PSFs are tapered beyond 6 px.
+        closed = 0.0
+        for width, weight in zip(widths, weights, strict=True):
+            square = 2.0 * (width / 2.354820045) ** 2
+            closed += weight * math.exp(-(dx**2 + dy**2) / (2.0 * square)) / (2.0 * math.pi * square)
+        assert float(found[dy, dx]) == pytest.approx(closed, rel=1e-4)
+
+
+def test_parts_weigh_frequencies_alike_and_light_by_what_they_have() -> None:
+    widths = [3.0, 4.0, 5.0]
+    field = WholeField(np.stack([gaussian(w) for w in widths]), np.ones(3))
+    curvatures, precisions = [], []
+    for part in (widths, widths[1:]):
+        stack = make_stack(part, field)
+        operator = ConvolutionOperator(stack.psf.double(), stack.shape, margin=4)
+        curvature = sum_curvature(operator, stack, 0.0)
+        quadratic = NonNegativeQuadratic(operator, stack.exposure_weights(), curvature=curvature)
+        seen = share_seen(quadratic, stack)
+        precision = local_precision(quadratic, stack, seen)[SIZE // 2, SIZE // 2]
+        assert float(precision) == pytest.approx(1.0, abs=1e-6)
+        curvatures.append(curvature)
+        precisions.append(torch.fft.irfft2(curvature, s=operator.fft_shape)[0, 0] * precision)
+    ratio = curvatures[1] / curvatures[0]
+    assert float(ratio.max() - ratio.min()) < 1e-9
+    expected = [sum((gaussian(w) ** 2).sum() for w in part) for part in (widths, widths[1:])]
+    assert [float(p) for p in precisions] == pytest.approx(expected, rel=1e-3)
+
+
+def test_shares_of_the_weight_know_the_area_of_every_pixel() -> None:
+    """A mapping that stretches by 10 % along x: a pixel's area is not the mean one."""
+    nodes = np.arange(0.0, 97.0, 8.0)
+    stretched = nodes * (0.45 + 0.0005 * nodes)
+    x, y = np.meshgrid(stretched, 0.5 * nodes)
+    frames = FrameGeometry((SIZE, SIZE), x[None], y[None], 8)
+    image = np.zeros((1, 96, 96))
+    stack = ExposureStack(
+        image, np.ones_like(image), np.ones(image.shape, dtype=bool), gaussian(4.0)[None], frames=frames
+    )
+    operator = ConvolutionOperator(stack.psf.double(), stack.shape, sampler=stack.make_sampler())
+    quadratic = NonNegativeQuadratic(operator, stack.exposure_weights())
+    fidelity = HuberFidelity(stack.image.double(), stack.inverse_variance.double().sqrt(), 5.0)
+    area = frames.area(0, (96, 96))
+    covered, squares = covered_weight(quadratic, fidelity), operator.square_weight(fidelity.inverse_sigma**2)
+    mean = float(frames.affine(0).det().abs())
+    column = np.interp(np.arange(SIZE), stretched, nodes)
+    for at in (14, 30):
+        # Flux per pixel of the exposure is area times that per latent pixel, and there are 1 / area of them.
+        expected = float(area[48, round(column[at])])
+        assert float(covered[24, at]) == pytest.approx(expected / mean, rel=0.01)
+        assert float(squares[24, at]) == pytest.approx(expected * (gaussian(4.0) ** 2).sum(), rel=0.01)
+
+
+def test_corrections_reach_the_whole_field() -> None:
+    field = WholeField(np.stack([gaussian(3.0), gaussian(4.0)]), np.ones(2), ["a", "b"])
+    stack = make_stack([4.0], field, names=["b"])
+    calibration = ExposureCalibration.identity(["b"])
+    calibration.parameters[0, 0] = 0.1
+    calibration.parameters[0, 5] = math.log(2.0)
+    corrected = calibration.apply(stack).field
+    assert corrected is not None
+    assert corrected.weights.tolist() == pytest.approx([1.0, 4.0])
+    np.testing.assert_allclose(corrected.psf[0], field.psf[0])
+    np.testing.assert_allclose(corrected.psf[1], calibration.apply(stack).psf[0].double(), atol=1e-6)
+    assert float((corrected.psf[1] - field.psf[1]).abs().max()) > 1e-3
+
+
+def test_a_field_of_the_exposures_themselves_changes_nothing() -> None:
+    widths = [3.0, 4.0]
+    field = WholeField(np.stack([gaussian(w) for w in widths]), np.ones(2))
+    plain, whole = (
+        restore(make_stack(widths, f), "imagemm", n_realizations=0, target_fwhm=2.5).image
+        for f in (None, field)
+    )
+    torch.testing.assert_close(plain, whole, rtol=0.0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("psf", "weights", "names", "message"),
+    [
+        (gaussian(3.0), [1.0], None, "must have shape"),
+        (gaussian(3.0)[None, :20, :20], [1.0], None, "k odd"),
+        (0.0 * gaussian(3.0)[None], [1.0], None, "positive sum"),
+        (gaussian(3.0)[None], [0.0], None, "positive weight"),
+        (gaussian(3.0)[None], [1.0, 1.0], None, "positive weight"),
+        (gaussian(3.0)[None], [1.0], ["a", "b"], "2 names for 1 exposures"),
+    ],
+)
+def test_bad_fields_are_refused(psf: Any, weights: Any, names: Any, message: str) -> None:
+    with pytest.raises(InvalidStackError, match=message):
+        WholeField(psf, weights, names)
