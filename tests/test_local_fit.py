@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, ImageMMSettings, restore
+from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, ImageMMSettings
 from lsst.latent_coadds.restoration import _accelerated as accelerated
 from lsst.latent_coadds.restoration._direct import direct_coadd
 from lsst.latent_coadds.restoration._fidelity import HuberFidelity
 from lsst.latent_coadds.restoration._filled import start_accelerated
-from lsst.latent_coadds.restoration._find_points import local_precision
+from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
 from lsst.latent_coadds.restoration._fit import Fit, fit_accelerated
+from lsst.latent_coadds.restoration._imagemm import restore_imagemm
 from lsst.latent_coadds.restoration._local_fit import fit_places
 from lsst.latent_coadds.restoration._model import make_operator, make_quadratic, split_target
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter
@@ -90,8 +91,10 @@ class Problem:
 def make_problem(stack: ExposureStack) -> Problem:
     spread, _ = split_target(SETTINGS)
     operator = make_operator(stack, spread, SETTINGS.smooth_scale)
-    quadratic = make_quadratic(operator, stack, SETTINGS)
-    matched = MatchedFilter(quadratic, spread, local_precision(quadratic, stack, stack.exposure_weights()))
+    quadratic = make_quadratic(operator, stack, spread, SETTINGS)
+    matched = MatchedFilter(
+        quadratic, spread, local_precision(quadratic, stack, share_seen(quadratic, stack))
+    )
     settling = Settling(matched, spread, SETTINGS.target_fwhm, quadratic.largest_scale, 1e-4)
     coadd = direct_coadd(stack, DirectSettings(clip=True))
     start = start_accelerated(stack, quadratic, coadd, 20)
@@ -165,13 +168,12 @@ def test_a_close_pair_does_not_depend_on_single_precision(monkeypatch: pytest.Mo
         return fit_places(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(accelerated, "fit_places", spy)
-    stack = make_stack(False, latent=200)
+    stack = make_stack(False, latent=320)
+    # Stars of pixels, which take long to settle.
+    settings = ImageMMSettings(target_fwhm=2.5, point_threshold=0.0, settled=0.001, n_realizations=0)
     images = [
-        restore(
-            stack.to(device="cpu", dtype=dtype),
-            "imagemm",
-            generator=torch.Generator().manual_seed(1),
-            n_realizations=0,
+        restore_imagemm(
+            stack.to(device="cpu", dtype=dtype), settings, generator=torch.Generator().manual_seed(1)
         )
         for dtype in (torch.float32, torch.float64)
     ]

@@ -26,7 +26,7 @@ from lsst.latent_coadds.restoration import (
     measure_point_error,
     restore,
 )
-from lsst.latent_coadds.restoration._find_points import local_precision
+from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
 from lsst.latent_coadds.restoration._model import make_operator
 from lsst.latent_coadds.restoration._point_finder import PointFinder
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
@@ -189,7 +189,7 @@ def test_points_are_found_anew_where_exposures_are_missing() -> None:
     whole = ExposureStack(stack.image, variance, torch.ones_like(half), stack.psf)
     seen = ExposureStack(stack.image, variance, half, stack.psf)
     quadratic = NonNegativeQuadratic(operator, whole.exposure_weights())
-    matched = MatchedFilter(quadratic, 1.0, local_precision(quadratic, seen, whole.exposure_weights()))
+    matched = MatchedFilter(quadratic, 1.0, local_precision(quadratic, seen, share_seen(quadratic, seen)))
     middle = operator.margin + 48
     error = matched.flux_error / float(matched.coverage[middle, middle]) ** 0.5
     assert error > 1.3 * matched.flux_error

@@ -92,10 +92,10 @@ def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) ->
     constant = HuberFidelity(stack.image, weight.sqrt(), math.inf)
     empty = operator.transform(stack.image.new_zeros(operator.latent_shape))
     data = operator.untransform(matched.left(evaluate(operator, constant, empty)[1]))
+    if matched.coverage is None:
+        return operator.transform(data)
     share = operator.square_weight(weight) / value_at_origin(matched.curvature, operator.fft_shape)
-    if matched.coverage is not None:
-        data = torch.where(matched.coverage > 0.0, data, 0.0)
-    return operator.transform(data / share.clamp_min(_LEAST_SHARE))
+    return operator.transform(torch.where(matched.coverage > 0.0, data / share.clamp_min(_LEAST_SHARE), 0.0))
 
 
 def fit_points(
