@@ -29,7 +29,7 @@ from lsst.latent_coadds.restoration import (
 )
 from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
 from lsst.latent_coadds.restoration._model import sum_curvature
-from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
 from lsst.latent_coadds.restoration._residual import covered_weight
 
 SIZE = 48
@@ -64,7 +64,7 @@ def test_curvature_is_the_sum_of_autocorrelations() -> None:
 
 
 def test_parts_weigh_frequencies_alike_and_light_by_what_they_have() -> None:
-    widths = [3.0, 4.0, 5.0]
+    widths = [3.8, 4.0, 4.2]
     field = WholeField(np.stack([gaussian(w) for w in widths]), np.ones(3))
     curvatures, precisions = [], []
     for part in (widths, widths[1:]):
@@ -145,3 +145,38 @@ def test_a_field_of_the_exposures_themselves_changes_nothing() -> None:
 def test_bad_fields_are_refused(psf: Any, weights: Any, names: Any, message: str) -> None:
     with pytest.raises(InvalidStackError, match=message):
         WholeField(psf, weights, names)
+
+
+def test_exposures_that_differ_too_much_have_a_curvature_of_their_own() -> None:
+    """In the shape of much sharper ones, galaxies would be points, and errors too small."""
+    alone = make_stack([6.0], None)
+    operator = ConvolutionOperator(alone.psf.double(), alone.shape, margin=4)
+    own = operator.power(alone.exposure_weights())
+    sharp = WholeField(np.stack([gaussian(3.0), gaussian(3.0), gaussian(6.0)]), np.ones(3))
+    torch.testing.assert_close(sum_curvature(operator, make_stack([6.0], sharp), 0.0), own)
+    alike = WholeField(np.stack([gaussian(5.8), gaussian(6.0)]), np.ones(2))
+    found = sum_curvature(operator, make_stack([6.0], alike), 0.0)
+    assert float((found / own)[0, 8]) > 1.01
+
+
+def test_windows_weigh_missing_exposures_once() -> None:
+    """Where one of four exposures is left, the curvature of a window is that of its pixels."""
+    stack = make_stack([3.0, 3.5, 4.0, 4.5], None)
+    wide = 3 * SIZE
+    planes = np.zeros((4, SIZE, wide)), np.ones((4, SIZE, wide)), np.ones((4, SIZE, wide), dtype=bool)
+    planes[2][1:, :, : SIZE + 40] = False
+    stack = ExposureStack(*planes, stack.psf)
+    operator = ConvolutionOperator(stack.psf.double(), stack.shape, margin=4)
+    weights = stack.exposure_weights()
+    balance = local_balance(operator, stack.inverse_variance.double(), weights, operator.power(weights))
+    assert balance is not None
+    quadratic = NonNegativeQuadratic(operator, weights, balance=balance)
+    small = ConvolutionOperator(stack.psf[:1].double(), (SIZE, SIZE), margin=4)
+    part, index = quadratic.part(small, [0], (0, 0))
+    row, column = 4 + SIZE // 2, 4 + SIZE // 2
+    square = float(balance[row, column]) ** 2
+    assert square < 0.5
+    expected = float(operator.square_weight(stack.inverse_variance.double())[row, column])
+    for problem, shape in ((quadratic, operator.fft_shape), (part, small.fft_shape)):
+        origin = float(torch.fft.irfft2(problem.curvature, s=shape)[0, 0])
+        assert square * origin == pytest.approx(expected, rel=0.02)

@@ -33,7 +33,7 @@ from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
 from ._frames import flags_to_latent
 from ._local_fit import fit_places
 from ._operators import ConvolutionOperator
-from ._peaks import local_maximum
+from ._peaks import local_maximum, share_at_least
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
 from ._rejection import reject_outliers
@@ -49,7 +49,7 @@ _AROUND = 8
 """How far (px) from where points and prices change the latent image may."""
 
 _LEAST_SEEN = 0.05
-"""Share of the weight of all exposures below which the noise is not taken to fall any more."""
+"""Share of the weight around below which the noise is not taken to fall any more."""
 
 STRUCTURE = (3.0, 4.0)
 """Where, in sigma, light that points do not explain may be narrow."""
@@ -146,7 +146,7 @@ def fit_stack(
     light = matched.light(points)
     rest = subtract_light(stack, operator, light)
     discs = SourceDiscs(quadratic, coverage)
-    noise = seen.clamp_min(_LEAST_SEEN).sqrt_()
+    noise = share_at_least(seen, _LEAST_SEEN).sqrt_()
     start, price = _begin(rest, quadratic, discs, noise, settings)
     bare, quadratic = quadratic, quadratic.with_price(price)
     fidelity = _data_term(rest, settings)
@@ -232,7 +232,9 @@ def _significance(operator: ConvolutionOperator, stack: ExposureStack, kept: tor
     square = HuberFidelity(stack.image, weight.sqrt(), math.inf)
     data = -operator.untransform(evaluate(operator, square, empty)[1])
     precision = operator.square_weight(weight)
-    return data * precision.clamp_min(_LEAST_SEEN**2 * float(precision.max())).rsqrt()
+    largest = precision.max().clamp_min(1e-30)
+    precision /= largest
+    return data * largest.rsqrt() * share_at_least(precision, _LEAST_SEEN**2).rsqrt()
 
 
 def _data_term(stack: ExposureStack, settings: ImageMMSettings) -> HuberFidelity:

@@ -20,7 +20,7 @@ from ._direct import DirectCoadd, direct_coadd
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
 from ._kernels import value_at_origin
-from ._peaks import local_maximum
+from ._peaks import local_maximum, share_at_least
 from ._point_finder import PointFinder
 from ._point_sources import MatchedFilter, PointSources
 from ._proximal import NonNegativeQuadratic
@@ -34,7 +34,7 @@ _ROUNDS = 20
 """Largest number of steps of points with an exact gradient of the data term."""
 
 _LEAST_SHARE = 0.05
-"""Share of the weight below which pixels that are missing are not made up for."""
+"""Share of the weight around below which pixels that are missing are not made up for."""
 
 _SLACK = 0.5
 """How far, in sigma, candidates may fall below the threshold before they have settled."""
@@ -83,7 +83,7 @@ def find_points(
 
 
 def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) -> torch.Tensor:
-    """Return the padded transform of the filtered data, as if no pixel were missing.
+    """Return the padded transform of the filtered data, as if (hardly) any pixel were missing.
 
     Exposures have constant weights: with their own, the cores of bright stars would look broad.
     """
@@ -95,7 +95,9 @@ def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) ->
     if matched.coverage is None:
         return operator.transform(data)
     share = operator.square_weight(weight) / value_at_origin(matched.curvature, operator.fft_shape)
-    return operator.transform(torch.where(matched.coverage > 0.0, data / share.clamp_min(_LEAST_SHARE), 0.0))
+    return operator.transform(
+        torch.where(matched.coverage > 0.0, data / share_at_least(share, _LEAST_SHARE), 0.0)
+    )
 
 
 def fit_points(

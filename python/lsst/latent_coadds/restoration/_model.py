@@ -31,6 +31,12 @@ from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._settings import AstroClearNetSettings, ImageMMSettings
 from ._stack import ExposureStack
 
+_ALIKE = (1.3, 1.6)
+"""Ratio of two curvatures at a frequency up to which they are alike, and from which on they are not."""
+
+_RELEVANT = 0.01
+"""Curvature over that at frequency 0 from which on frequencies matter."""
+
 _SHARED_VARIANCE = 0.02
 """By how much the variance (latent px^2 per axis) of a star in a non-negative
 image exceeds that of s, on average over its places in a pixel: sampled, s has
@@ -96,13 +102,20 @@ def sum_curvature(operator: ConvolutionOperator, stack: ExposureStack, spread: f
     Notes
     -----
     In a part of a larger image it has the weight of the exposures here and
-    the shape of those of the whole image.
+    the shape of those of the whole image, so that parts agree. It is taken
+    for the truth where points are judged and noise is amplified, however; so
+    where the exposures here are too different, it is their own.
     """
     own = operator.power(stack.exposure_weights())
     if stack.field is None:
         return own
     whole = stack.field.curvature(spread, operator.fft_shape).to(own)
-    return whole * (value_at_origin(own, operator.fft_shape) / value_at_origin(whole, operator.fft_shape))
+    whole *= value_at_origin(own, operator.fft_shape) / value_at_origin(whole, operator.fft_shape)
+    seen = torch.maximum(own, whole) > _RELEVANT * whole[0, 0]
+    least = 1e-3 * _RELEVANT * float(whole[0, 0])
+    off = (own.clamp_min(least) / whole.clamp_min(least)).log()[seen].abs().max()
+    near, far = (math.log(limit) for limit in _ALIKE)
+    return torch.lerp(own, whole, ((far - off) / (far - near)).clamp(0.0, 1.0))
 
 
 def make_quadratic(

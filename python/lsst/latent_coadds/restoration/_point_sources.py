@@ -19,6 +19,7 @@ import math
 import torch
 
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel, value_at_origin
+from ._peaks import share_at_least
 from ._proximal import NonNegativeQuadratic
 
 _TAPS = 4
@@ -94,6 +95,7 @@ class MatchedFilter:
     ) -> None:
         self.operator = quadratic.operator
         self.coverage = coverage
+        self._filled = coverage if coverage is None else share_at_least(coverage, _LEAST_FILLED)
         shape = self.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
@@ -240,17 +242,15 @@ class MatchedFilter:
 
     def fill(self, left: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of what is left as it would be without masked pixels."""
-        if self.coverage is None:
+        if self._filled is None:
             return left
-        share = self.coverage.clamp_min(_LEAST_FILLED)
-        return self.operator.transform(self.operator.untransform(left) / share)
+        return self.operator.transform(self.operator.untransform(left) / self._filled)
 
     def thin(self, filled: torch.Tensor) -> torch.Tensor:
         """Return what `fill` made of what is left as it was before."""
-        if self.coverage is None:
+        if self._filled is None:
             return filled
-        share = self.coverage.clamp_min(_LEAST_FILLED)
-        return self.operator.transform(self.operator.untransform(filled) * share)
+        return self.operator.transform(self.operator.untransform(filled) * self._filled)
 
     def add(self, signal: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return the padded transform of filtered data with points more."""

@@ -203,9 +203,15 @@ class NonNegativeQuadratic:
             The numbers of its coefficients.
         """
         weights, scales, penalties, origin = self._arguments
+        curvature = operator.power(weights[which])
+        # The balance refers to the weight of all exposures.
+        curvature *= value_at_origin(self.curvature, self.operator.fft_shape).to(curvature) / value_at_origin(
+            curvature, operator.fft_shape
+        )
         part = NonNegativeQuadratic(
             operator,
             weights[which],
+            curvature=curvature,
             scales=scales,
             penalties=penalties,
             origin=(origin[0] + corner[0], origin[1] + corner[1]),

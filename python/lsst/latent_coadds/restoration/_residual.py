@@ -18,7 +18,7 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._kernels import centred_rfft2, gaussian_kernel, value_at_origin
-from ._peaks import local_maximum
+from ._peaks import local_maximum, share_at_least
 from ._proximal import NonNegativeQuadratic
 
 _SIGNIFICANCE = (2.0, 3.0)
@@ -75,7 +75,7 @@ class ResidualCorrection:
         coverage: torch.Tensor | None = None,
     ) -> None:
         self._operator = quadratic.operator
-        self._share = None if coverage is None else coverage.clamp_min(_LEAST_SHARE)
+        self._share = None if coverage is None else share_at_least(coverage, _LEAST_SHARE)
         shape = quadratic.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
@@ -134,6 +134,7 @@ class SourceDiscs:
         self._curvature = quadratic.curvature
         square = value_at_origin(self._curvature, self._operator.fft_shape)
         self._share = coverage.clamp_min(0.0).sqrt()
+        self._divisor = share_at_least(coverage, _LEAST_SHARE).sqrt()
         self._noise = square.sqrt()
         self._disc = self._make_disc(float(self._curvature[0, 0] / square))
 
@@ -168,7 +169,7 @@ class SourceDiscs:
             1 around sources, 0 far from them.
         """
         model, left = (self._operator.untransform(a) for a in (self._curvature * transform, gradient))
-        data = model * self._share - left / self._share.clamp_min(_LEAST_SHARE)
+        data = model * self._share - left / self._divisor
         return self.around(data / self._noise, significance)
 
     def around(self, data: torch.Tensor, significance: tuple[float, float]) -> torch.Tensor:
@@ -213,7 +214,7 @@ class AdaptiveCorrection:
         self._operator = quadratic.operator
         self._near = ResidualCorrection(quadratic, spread, damping)
         self._far = ResidualCorrection(quadratic, spread, sky_damping)
-        self._share = coverage.clamp_min(_LEAST_SHARE)
+        self._share = share_at_least(coverage, _LEAST_SHARE)
         self._discs = SourceDiscs(quadratic, coverage)
 
     def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
@@ -243,7 +244,8 @@ def covered_weight(quadratic: NonNegativeQuadratic, fidelity: HuberFidelity) -> 
     Returns
     -------
     share : `torch.Tensor`, shape ``latent_shape``
-        1 where every exposure has good pixels of its typical variance.
+        1 where every exposure has good pixels of its typical variance (and if
+        the curvature is that of a larger image, some constant instead).
     """
     operator = quadratic.operator
     total: torch.Tensor | float = 0.0

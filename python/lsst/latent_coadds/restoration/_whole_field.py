@@ -28,9 +28,9 @@ class WholeField:
         Typical PSF of each exposure on the latent grid; ``k`` is odd. Any
         positive sum: normalised here.
     weights : array-like, shape (P,)
-        Weight of each, per latent pixel: its usual inverse variance, by its
-        area in latent pixels, by the share of the image that it covers. Only
-        their ratios matter.
+        Weight of each, per latent pixel: the usual inverse variance of its
+        pixels times their area in latent pixels, times the share of the image
+        that it covers. Only their ratios matter.
     names : `~collections.abc.Sequence` [ `str` ], optional
         Their labels, as those of `ExposureStack`.
 
@@ -53,7 +53,9 @@ class WholeField:
                 f"The PSFs of a field must have shape (P, k, k), k odd, not {tuple(self.psf.shape)}."
             )
         total = self.psf.sum(dim=(1, 2))
-        usable = bool(torch.isfinite(self.psf).all() & (total > 0.0).all())
+        usable = bool(
+            torch.isfinite(self.psf).all() & (total > 0.0).all() & torch.isfinite(self.weights).all()
+        )
         if not usable or self.weights.shape != total.shape or not bool((self.weights > 0.0).all()):
             raise InvalidStackError(
                 "Give each exposure of a field a finite PSF with a positive sum and a positive weight."
