@@ -180,3 +180,37 @@ def test_windows_weigh_missing_exposures_once() -> None:
     for problem, shape in ((quadratic, operator.fft_shape), (part, small.fft_shape)):
         origin = float(torch.fft.irfft2(problem.curvature, s=shape)[0, 0])
         assert square * origin == pytest.approx(expected, rel=0.02)
+
+
+def test_a_place_does_not_know_how_many_exposures_end_before_it() -> None:
+    """Of 16 exposures 15 end 50 px before what is compared; a tile without them has the same image."""
+    n, height, width, fwhm = 16, 80, 220, 4.0
+    rng = np.random.default_rng(2)
+    image = rng.normal(size=(n, height, width))
+    rows, columns = np.mgrid[:height, :width]
+    for x, y, flux in np.transpose(
+        [rng.uniform(90, width, 20), rng.uniform(0, height, 20), [60.0, 400.0] * 10]
+    ):
+        sigma = fwhm / 2.354820045
+        star = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2.0 * sigma**2))
+        image += flux * star / (2.0 * np.pi * sigma**2)
+    good = np.ones(image.shape, dtype=bool)
+    good[1:, :, 70:] = False
+    psf, weights = np.stack([gaussian(fwhm)] * n), np.ones(n)
+    images = []
+    for which in (slice(0, n), slice(0, 1)):
+        part = [plane[which] for plane in (image, np.ones_like(image), good, psf)]
+        stack = ExposureStack(*part, field=WholeField(psf, weights), weights=weights[which])
+        result = restore(
+            stack,
+            "imagemm",
+            generator=torch.Generator().manual_seed(1),
+            target_fwhm=2.5,
+            n_realizations=2,
+        )
+        images.append(result.image[10:-10, 120:-10])
+        sigma = float(result.variance[10:-10, 120:-10].sqrt().median())
+    difference = (images[0] - images[1]).abs()
+    assert float(difference.max()) < 0.1 * sigma
+    assert float((difference**2).mean().sqrt()) < 0.005 * sigma
+    assert float(images[1].max()) > 50.0 * sigma
