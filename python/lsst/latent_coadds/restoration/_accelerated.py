@@ -29,7 +29,7 @@ from ._direct import direct_coadd
 from ._fidelity import HuberFidelity
 from ._filled import start_accelerated
 from ._find_points import find_points, local_precision, share_seen
-from ._fit import Fit, HeldOut, ProgressCallback, evaluate, fit_accelerated
+from ._fit import Fit, HeldOut, ProgressCallback, fit_accelerated
 from ._frames import flags_to_latent
 from ._local_fit import fit_places
 from ._operators import ConvolutionOperator
@@ -228,9 +228,7 @@ def _begin(
 def _significance(operator: ConvolutionOperator, stack: ExposureStack, kept: torch.Tensor) -> torch.Tensor:
     """Return filtered data (latent shape) in sigma, from the pixels that are there."""
     weight = stack.inverse_variance * kept
-    empty = operator.transform(stack.image.new_zeros(operator.latent_shape))
-    square = HuberFidelity(stack.image, weight.sqrt(), math.inf)
-    data = -operator.untransform(evaluate(operator, square, empty)[1])
+    data = operator.adjoint(weight * stack.image)
     precision = operator.square_weight(weight)
     largest = precision.max().clamp_min(1e-30)
     precision /= largest

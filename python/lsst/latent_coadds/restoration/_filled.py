@@ -51,19 +51,17 @@ def filled_gradient(
     operator: ConvolutionOperator,
     coadd: DirectCoadd,
     filled: torch.Tensor,
-    transform: torch.Tensor | None = None,
+    transform: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the padded transform of the gradient at a latent image, by default nothing.
+    """Return the padded transform of the gradient at a latent image.
 
     The data have the coadd in gaps and outliers, and each exposure has one weight.
     """
     weights = stack.exposure_weights()
-    lifted = None if transform is None else operator.lift(transform)
+    lifted = operator.lift(transform)
     total: torch.Tensor | None = None
     for which in operator.chunks():
-        residual = -fill_exposures(stack, coadd, filled, which)
-        if lifted is not None:
-            residual += operator.predict(lifted, which)
+        residual = operator.predict(lifted, which) - fill_exposures(stack, coadd, filled, which)
         total = operator.back_project(weights[which, None, None] * residual, which, into=total)
     assert total is not None
     return operator.lower(total)

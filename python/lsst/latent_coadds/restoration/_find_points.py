@@ -89,9 +89,7 @@ def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) ->
     """
     operator = matched.operator
     weight = stack.exposure_weights()[:, None, None] * coadd.kept
-    constant = HuberFidelity(stack.image, weight.sqrt(), math.inf)
-    empty = operator.transform(stack.image.new_zeros(operator.latent_shape))
-    data = operator.untransform(matched.left(evaluate(operator, constant, empty)[1]))
+    data = operator.untransform(matched.left(-operator.adjoint_transform(weight * stack.image)))
     if matched.coverage is None:
         return operator.transform(data)
     share = operator.square_weight(weight) / value_at_origin(matched.curvature, operator.fft_shape)

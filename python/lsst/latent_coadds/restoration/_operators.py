@@ -215,11 +215,15 @@ class ConvolutionOperator:
 
     def adjoint(self, data: torch.Tensor) -> torch.Tensor:
         """Apply the adjoint of `forward` to exposures ``(T, *data_shape)``."""
+        return self.untransform(self.adjoint_transform(data))
+
+    def adjoint_transform(self, data: torch.Tensor) -> torch.Tensor:
+        """Return the padded transform of what `adjoint` returns, with what lies beyond the latent area."""
         total: torch.Tensor | None = None
         for which in self.chunks():
             total = self.back_project(data[which], which, into=total)
         assert total is not None
-        return self.untransform(self.lower(total))
+        return self.lower(total)
 
     def power(self, weights: torch.Tensor) -> torch.Tensor:
         """Return the transform of the sum of weighted autocorrelations.
