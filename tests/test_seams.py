@@ -39,10 +39,10 @@ FIRST, SECOND = Box.factory[4:82, 4:150], Box.factory[27:150, 76:155]
 
 
 @functools.cache
-def exposures(with_rays: bool, ends: bool = False) -> list[PatchExposure]:
+def exposures(with_rays: bool, ends: tuple[int, ...] = ()) -> list[PatchExposure]:
     """Rotated detectors, PSFs that vary across each, and rays on borders and elsewhere.
 
-    If they end, one sees only a part of both tiles, and another nothing of the second one.
+    If two of them end, the first sees only a part of both tiles, and the other nothing of the second one.
     """
     patch = make_mock_patch(SIZE)
     rng = np.random.default_rng(5)
@@ -72,10 +72,10 @@ def exposures(with_rays: bool, ends: bool = False) -> list[PatchExposure]:
             )
             for step in range(12):
                 image.image.array[row + step, column + step // 2] += 90.0
-        if ends and visit in (1, 2):
+        if visit in ends:
             rows, columns = np.indices(image.image.array.shape, dtype=float)
             x, y = PixelMapping(patch, read_mock(image, visit)).inverse(columns.ravel(), rows.ravel())
-            beyond = (y - start[1] > 62.0) if visit == 1 else (x - start[0] > 36.0)
+            beyond = (y - start[1] > 62.0) if visit == ends[0] else (x - start[0] > 36.0)
             image.mask.set("NO_DATA", beyond.reshape(rows.shape))
         bad = ("NO_DATA",) if ends else ()
         result.append(PatchExposure(read_mock(image, visit), patch, bad=bad, saturated=(), margin=HALO))
@@ -83,7 +83,7 @@ def exposures(with_rays: bool, ends: bool = False) -> list[PatchExposure]:
 
 
 def restore_tile(
-    inner: Box, native: bool, with_rays: bool, n_realizations: int, ends: bool = False
+    inner: Box, native: bool, with_rays: bool, n_realizations: int, ends: tuple[int, ...] = ()
 ) -> tuple[np.ndarray, np.ndarray, Box]:
     """Return image and sigma of a tile with its halo, and where that is."""
     tile = stack_tile(exposures(with_rays, ends), inner, HALO, native=native)
@@ -115,14 +115,18 @@ def test_tiles_agree_to_two_per_cent_of_the_noise(native: bool) -> None:
         assert seam[near].max() < 0.02
 
 
+@pytest.mark.parametrize("ends", [(1, 2), (1, 0)], ids=["any", "sharpest"])
 @pytest.mark.parametrize("native", [False, True])
-def test_tiles_agree_where_an_exposure_reaches_only_one(native: bool) -> None:
-    """The tile without it must not take fainter peaks for sources, nor deconvolve less."""
+def test_tiles_agree_where_an_exposure_reaches_only_one(native: bool, ends: tuple[int, ...]) -> None:
+    """The tile without it must not take fainter peaks for sources, nor deconvolve less.
+
+    Nor may it do so because that exposure is the sharpest of four (FWHM of 3.3 to 4.5 px).
+    """
     shared = FIRST.intersection(SECOND)
-    tiles = [stack_tile(exposures(False, True), inner, HALO, native=native) for inner in (FIRST, SECOND)]
+    tiles = [stack_tile(exposures(False, ends), inner, HALO, native=native) for inner in (FIRST, SECOND)]
     assert [len(tile.members) for tile in tiles if tile is not None] == [4, 3]
-    image, sigma, outer = restore_tile(FIRST, native, False, 4, ends=True)
-    other, _, other_outer = restore_tile(SECOND, native, False, 0, ends=True)
+    image, sigma, outer = restore_tile(FIRST, native, False, 4, ends)
+    other, _, other_outer = restore_tile(SECOND, native, False, 0, ends)
     cut, other_cut = shared.slice_within(outer), shared.slice_within(other_outer)
     seam = np.abs(image[cut.y, cut.x] - other[other_cut.y, other_cut.x]) / sigma[cut.y, cut.x]
     y, x = np.mgrid[shared.y.start : shared.y.stop, shared.x.start : shared.x.stop]

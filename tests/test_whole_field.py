@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -28,9 +29,11 @@ from lsst.latent_coadds.restoration import (
     restore,
 )
 from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
-from lsst.latent_coadds.restoration._model import sum_curvature
+from lsst.latent_coadds.restoration._fit import evaluate
+from lsst.latent_coadds.restoration._model import make_bare_quadratic, make_operator, sum_curvature
+from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
-from lsst.latent_coadds.restoration._residual import covered_weight
+from lsst.latent_coadds.restoration._residual import ResidualCorrection, SourceDiscs, covered_weight
 
 SIZE = 48
 
@@ -157,6 +160,84 @@ def test_exposures_that_differ_too_much_have_a_curvature_of_their_own() -> None:
     alike = WholeField(np.stack([gaussian(5.8), gaussian(6.0)]), np.ones(2))
     found = sum_curvature(operator, make_stack([6.0], alike), 0.0)
     assert float((found / own)[0, 8]) > 1.01
+
+
+def test_mixtures_lead_from_the_bluntest_exposure_to_the_sharpest() -> None:
+    """The sum of squares of a Gaussian of unit flux is one over 4 pi sigma^2."""
+    widths, weights = [3.0, 3.6, 4.2, 5.4], torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64)
+    field = WholeField(np.stack([gaussian(w) for w in widths]), weights)
+    levels, mixtures, middle = field.mixtures(0.0)
+    sharpness = torch.tensor([1.0 / (4.0 * math.pi * (w / 2.354820045) ** 2) for w in widths]).double()
+    torch.testing.assert_close(mixtures[middle], weights)
+    ends = sharpness[[3, 0]]
+    for level, expected in ((levels[0], ends[0]), (levels[-1], ends[1])):
+        assert level == pytest.approx(float(expected), rel=1e-3)
+    for end, which in ((0, 3), (-1, 0)):
+        share = mixtures[end] / mixtures[end].sum()
+        assert float(share[which]) > 0.999
+    for level, following in itertools.pairwise(levels):
+        assert 1.0 < following / level <= 1.2501
+    for level, mixture in zip(levels, mixtures, strict=True):
+        assert float((mixture * sharpness).sum() / mixture.sum()) == pytest.approx(level, rel=1e-3)
+        # Tilted: the logarithm of the factor is a straight line.
+        if 0 < levels.index(level) < len(levels) - 1:
+            slope = (mixture / weights).log().diff() / sharpness.diff()
+            torch.testing.assert_close(slope, slope[:1].expand(3), rtol=0.01, atol=1e-3)
+    alike = WholeField(np.stack([gaussian(4.0), gaussian(4.01)]), np.ones(2))
+    assert alike.mixtures(0.0)[1:] == ([alike.weights], 0)
+
+
+def make_half(widths: list[float], which: slice, field: WholeField, image: np.ndarray) -> ExposureStack:
+    """Return exposures of which the first, the sharpest, ends in the middle."""
+    good = np.ones(image.shape, dtype=bool)
+    good[0, :, image.shape[2] // 2 :] = False
+    psf = np.stack([gaussian(w) for w in widths])
+    planes = (image[which], np.ones_like(image[which]), good[which], psf[which])
+    return ExposureStack(*planes, field=field, weights=np.ones(len(psf[which])))
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.2])
+def test_places_are_judged_and_corrected_by_the_exposures_that_are_there(spread: float) -> None:
+    """A tile without the sharpest exposure agrees with one that has it somewhere else."""
+    widths, height, width = [2.8, 4.0, 5.0], 48, 200
+    rng = np.random.default_rng(4)
+    image = rng.normal(size=(3, height, width))
+    field = WholeField(np.stack([gaussian(w) for w in widths]), np.ones(3))
+    found = []
+    for which in (slice(0, 3), slice(1, 3)):
+        stack = make_half(widths, which, field, image)
+        operator = make_operator(stack, spread, 0.0)
+        quadratic = make_bare_quadratic(operator, stack, spread)
+        fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), 5.0)
+        coverage = covered_weight(quadratic, fidelity)
+        data = evaluate(operator, fidelity, operator.transform(torch.zeros(operator.latent_shape)))[1]
+        nothing = torch.zeros_like(data)
+        corrected = ResidualCorrection(quadratic, spread, 0.1, coverage).correct(nothing, data)
+        matched = MatchedFilter(
+            quadratic, spread, local_precision(quadratic, stack, share_seen(quadratic, stack))
+        )
+        discs = SourceDiscs(quadratic, coverage).weight(nothing, data, (1.0, 2.0))
+        inner = operator.margin + 10, operator.margin + width - 24
+        point = PointSources(*(torch.tensor([v], dtype=torch.float64) for v in (inner[1], 30.0, 100.0)))
+        rows = slice(inner[0], inner[0] + height - 20)
+        columns = slice(operator.margin + 140, operator.margin + width - 12)
+        found.append(
+            (
+                operator.untransform(corrected)[rows, columns],
+                discs[rows, columns],
+                matched.deviation(matched.left(data))[rows, columns],
+                matched.flux_errors(point),
+                matched.resolutions(point),
+                torch.stack([*matched.place_error(point), matched.width(matched.left(data), point)]),
+            )
+        )
+    assert float(found[0][0].std()) > 0.01
+    for with_it, without in zip(*found, strict=True):
+        torch.testing.assert_close(with_it, without, rtol=2e-3, atol=2e-3)
+    # The Cramer-Rao error, in closed form.
+    sums = sum(1.0 / (4.0 * math.pi * (w / 2.354820045) ** 2) for w in widths[1:])
+    assert float(found[0][3]) == pytest.approx(sums**-0.5, rel=0.01)
+    assert float(found[0][4]) == pytest.approx((2.0 / sums) ** 0.5, rel=0.01)
 
 
 def test_windows_weigh_missing_exposures_once() -> None:

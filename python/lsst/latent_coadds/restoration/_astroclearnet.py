@@ -26,7 +26,7 @@ from ._kernels import gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Respond, Weights, restore_learned
 from ._member import Twin
-from ._model import make_correction, make_operator, split_target, stamp_size, sum_curvature
+from ._model import make_bare_quadratic, make_correction, make_operator, split_target, stamp_size
 from ._network import LatentNetwork, PublishedNetwork
 from ._points_apart import PointsApart
 from ._problem import Region, TrainingProblem
@@ -102,9 +102,7 @@ def prepare(
     target = gaussian_kernel(settings.target_fwhm, size)
     spread, remainder = (0.0, target) if published else split_target(settings)
     operator = make_operator(stack, spread, 0.0)
-    quadratic = NonNegativeQuadratic(
-        operator, stack.exposure_weights(), curvature=sum_curvature(operator, stack, spread)
-    )
+    quadratic = make_bare_quadratic(operator, stack, spread)
     held_out, training, test = split_pixels(stack, settings.held_out, settings.huber_delta, generator)
     kernels = matching_kernels(stack.psf, spread).to(stack.image.dtype)
     subset = stack.without(held_out)

@@ -25,13 +25,19 @@ from ._find_points import local_precision, share_seen
 from ._kernels import convolve, gaussian_kernel, matching_kernels
 from ._learned import LatentPredictor, Output, Response, split_pixels
 from ._learned_restorer import Preparation, Weights, restore_learned
-from ._model import make_correction, make_operator, make_quadratic, split_target, stamp_size, sum_curvature
+from ._model import (
+    make_bare_quadratic,
+    make_correction,
+    make_operator,
+    make_quadratic,
+    split_target,
+    stamp_size,
+)
 from ._network import LatentNetwork
 from ._point_bootstrap import PointBootstrap
 from ._point_sources import MatchedFilter
 from ._points_apart import PointsApart
 from ._problem import TrainingProblem
-from ._proximal import NonNegativeQuadratic
 from ._restoration import Restoration
 from ._settings import CombinedSettings
 from ._stack import ExposureStack
@@ -113,9 +119,7 @@ def prepare(
     timings = {"imagemm": time.perf_counter() - start}
     subset = stack.without(held_out | solution.rejected)
     operator = make_operator(stack, settings.target_fwhm, 0.0)
-    quadratic = NonNegativeQuadratic(
-        operator, stack.exposure_weights(), curvature=sum_curvature(operator, stack, settings.target_fwhm)
-    )
+    quadratic = make_bare_quadratic(operator, stack, settings.target_fwhm)
     precision = local_precision(quadratic, subset, share_seen(quadratic, subset))
     apart = PointsApart(
         MatchedFilter(quadratic, settings.target_fwhm, precision),

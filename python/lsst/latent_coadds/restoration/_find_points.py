@@ -39,8 +39,8 @@ _LEAST_SHARE = 0.05
 _SLACK = 0.5
 """How far, in sigma, candidates may fall below the threshold before they have settled."""
 
-_LAST_ROUNDS = 3
-"""Steps after those go that have settled below it."""
+_LAST_ROUNDS = 6
+"""Largest number of steps after those go that are below it then."""
 
 _SETTLED = 0.003
 """Largest step, in units of the errors of places and fluxes, with which points have settled."""
@@ -93,9 +93,8 @@ def _signal(stack: ExposureStack, matched: MatchedFilter, coadd: DirectCoadd) ->
     if matched.coverage is None:
         return operator.transform(data)
     share = operator.square_weight(weight) / value_at_origin(matched.curvature, operator.fft_shape)
-    return operator.transform(
-        torch.where(matched.coverage > 0.0, data / share_at_least(share, _LEAST_SHARE), 0.0)
-    )
+    share = share_at_least(matched.of_points(share), _LEAST_SHARE)
+    return operator.transform(torch.where(matched.coverage > 0.0, data / share, 0.0))
 
 
 def fit_points(
@@ -122,24 +121,32 @@ def fit_points(
     def leave(candidates: PointSources) -> torch.Tensor:
         return matched.left(evaluate(matched.operator, square, matched.light(candidates))[1])
 
-    points = finder.prune(points, _SLACK)
+    points, settled = finder.prune(points, _SLACK), False
     for n in range(_ROUNDS if len(points) else 0):
-        before, points = points, finder.step(leave(points), points)
-        settled = matched.distance(before, points) < _SETTLED
+        points, settled = _step(finder, leave(points), points)
         if search and (settled or n + 1 == _SEARCH):
             points = points.join(finder.peaks(matched.fill(leave(points))))
             search = settled = False
         # What the model in gaps and outliers pretended goes.
-        points = finder.prune(points, _SLACK)
+        n_before, points = len(points), finder.prune(points, _SLACK)
+        settled &= len(points) == n_before
         if settled:
             break
-    bright = finder.prune(points)
-    for _ in range(_LAST_ROUNDS if len(bright) < len(points) else 0):
-        bright = finder.step(leave(bright), bright)
-    points = bright
+    n_before, points = len(points), finder.prune(points)
+    settled &= len(points) == n_before
+    for _ in range(_LAST_ROUNDS):
+        if settled or not len(points):
+            break
+        points, settled = _step(finder, leave(points), points)
     if not len(points):
         return points
     return finder.judge(matched.left(evaluate(matched.operator, fidelity, matched.light(points))[1]), points)
+
+
+def _step(finder: PointFinder, left: torch.Tensor, points: PointSources) -> tuple[PointSources, bool]:
+    """Return points after a step, and whether they have settled."""
+    after = finder.step(left, points)
+    return after, finder.matched.distance(points, after) < _SETTLED
 
 
 def share_seen(quadratic: NonNegativeQuadratic, stack: ExposureStack) -> torch.Tensor:

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "make_bare_quadratic",
     "make_correction",
     "make_operator",
     "make_quadratic",
@@ -25,6 +26,7 @@ import torch
 
 from ._fidelity import HuberFidelity
 from ._kernels import FWHM_PER_SIGMA, gaussian_kernel, matching_kernels, remaining_kernel, value_at_origin
+from ._local_curvature import LocalCurvature, make_local_curvature
 from ._operators import ConvolutionOperator
 from ._proximal import NonNegativeQuadratic, local_balance
 from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
@@ -102,9 +104,10 @@ def sum_curvature(operator: ConvolutionOperator, stack: ExposureStack, spread: f
     Notes
     -----
     In a part of a larger image it has the weight of the exposures here and
-    the shape of those of the whole image, so that parts agree. It is taken
-    for the truth where points are judged and noise is amplified, however; so
-    where the exposures here are too different, it is their own.
+    the shape of those of the whole image, so that parts agree. The steps of
+    the fit and of the realizations take it for the truth, however; so where
+    the exposures here are too different, it is their own. What the solution
+    is judged and corrected by is another matter: `make_local_curvature`.
     """
     own = operator.power(stack.exposure_weights())
     if stack.field is None:
@@ -125,11 +128,11 @@ def make_quadratic(
     weights = stack.exposure_weights()
     if settings.form == "published":
         return NonNegativeQuadratic(operator, weights)
-    curvature = sum_curvature(operator, stack, spread)
+    curvature, local = _curvatures(operator, stack, spread)
     balance = local_balance(operator, stack.inverse_variance, weights, curvature)
     origin = tuple(o - operator.margin for o in stack.origin)
     if settings.smooth_scale <= 0.0:
-        return NonNegativeQuadratic(operator, weights, curvature=curvature, balance=balance)
+        return NonNegativeQuadratic(operator, weights, curvature=curvature, balance=balance, local=local)
     return NonNegativeQuadratic(
         operator,
         weights,
@@ -138,7 +141,23 @@ def make_quadratic(
         penalties=(settings.point_penalty, 0.0),
         balance=balance,
         origin=(origin[0], origin[1]),
+        local=local,
     )
+
+
+def make_bare_quadratic(
+    operator: ConvolutionOperator, stack: ExposureStack, spread: float
+) -> NonNegativeQuadratic:
+    """Return the problem of pixels alone, without prices, for constant weights."""
+    curvature, local = _curvatures(operator, stack, spread)
+    return NonNegativeQuadratic(operator, stack.exposure_weights(), curvature=curvature, local=local)
+
+
+def _curvatures(
+    operator: ConvolutionOperator, stack: ExposureStack, spread: float
+) -> tuple[torch.Tensor, LocalCurvature]:
+    curvature = sum_curvature(operator, stack, spread)
+    return curvature, make_local_curvature(operator, stack, spread, curvature)
 
 
 def make_correction(

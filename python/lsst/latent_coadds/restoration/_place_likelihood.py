@@ -77,7 +77,7 @@ class PlaceLikelihood:
 
     def __init__(self, matched: MatchedFilter, filled: torch.Tensor, points: PointSources) -> None:
         faint = points.flux < _BRIGHTEST * matched.flux_errors(points)
-        alone = ~has_neighbour(points, matched.resolution, math.inf)
+        alone = ~has_neighbour(points, matched.resolutions(points), math.inf)
         self._which = torch.nonzero(faint & alone)[:, 0]
         self._points = points
         chosen = points.select(self._which)

@@ -160,7 +160,7 @@ class PointFinder:
         bright = points.flux.clamp_min(2.0 * matched.flux_error)
         # Where a star makes its noise, its flanks know more of its place than its core.
         sure = 2.0 * share / (1.0 + share)
-        xx, yy = (bright * b * sure for b in matched.bend)
+        xx, yy = (bright * b * sure for b in matched.bends_expected(points))
         xy = torch.zeros_like(xx)
         if bends:
             left_xx, left_xy, left_yy = matched.bends(left, points)
@@ -185,7 +185,7 @@ class PointFinder:
             How far below the threshold they may be, in sigma.
         """
         bright = points.flux > (self.threshold - slack) * self.matched.flux_errors(points)
-        return points.select(bright & ~has_neighbour(points, 0.5 * self.matched.resolution, _SHADOW))
+        return points.select(bright & ~has_neighbour(points, 0.5 * self.matched.resolutions(points), _SHADOW))
 
     def judge(self, left: torch.Tensor, points: PointSources) -> PointSources:
         """Return those candidates that are points as far as noise lets one tell.
@@ -223,8 +223,9 @@ class PointFinder:
         def shown_beside_dim(which: torch.Tensor) -> torch.Tensor:
             return shown(which) & (dim[which, None] | dim)
 
-        blended = has_neighbour(points, _APART * matched.resolution, 1.0 / _SUSPICION, shown)
-        blended |= has_neighbour(points, matched.resolution, 1.0 / _SUSPICION, shown_beside_dim)
+        resolution = matched.resolutions(points)
+        blended = has_neighbour(points, _APART * resolution, 1.0 / _SUSPICION, shown)
+        blended |= has_neighbour(points, resolution, 1.0 / _SUSPICION, shown_beside_dim)
         return points.select(good & ~wide & ~blended)
 
     def again(self, left: torch.Tensor, points: PointSources) -> tuple[PointSources, PointSources]:
@@ -271,11 +272,11 @@ class PointFinder:
 
 def has_neighbour(
     points: PointSources,
-    distance: float,
+    distance: torch.Tensor,
     factor: float,
     counts: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> torch.Tensor:
-    """Return whether (n,) a point is within a distance of another that is brighter, times a factor.
+    """Return whether (n,) a point is within its distance (n,) of another that is brighter, times a factor.
 
     With ``counts``, only neighbours do for which its result (m, n) is `True`,
     given the indices (m,) of points.
@@ -285,7 +286,7 @@ def has_neighbour(
     every = torch.arange(len(points), device=found.device)
     # Crowded fields have thousands of points, and not the memory for all pairs at once.
     for which in every.split(_CHUNK):
-        near = torch.cdist(places[which], places) < distance
+        near = torch.cdist(places[which], places) < distance[which, None]
         near &= every[None] != which[:, None]
         near &= factor * points.flux[None] > points.flux[which, None]
         if counts is not None:

@@ -15,6 +15,7 @@ __all__ = ("MatchedFilter", "PointSources")
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -66,6 +67,19 @@ class PointSources:
         return PointSources(self.x[which], self.y[which], self.flux[which])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Profile:
+    """What K is like at its centre; see `MatchedFilter`."""
+
+    square: float
+    """Sum of squares of the kernels, without the Gaussian that they were divided by."""
+    precision: float
+    bend: tuple[float, float]
+    resolution: float
+    bow: float
+    """Variance of the score of the variance of a round profile."""
+
+
 class MatchedFilter:
     """All exposures together, filtered with their PSFs.
 
@@ -94,8 +108,6 @@ class MatchedFilter:
         self, quadratic: NonNegativeQuadratic, spread: float, coverage: torch.Tensor | None = None
     ) -> None:
         self.operator = quadratic.operator
-        self.coverage = coverage
-        self._filled = coverage if coverage is None else share_at_least(coverage, _LEAST_FILLED)
         shape = self.operator.fft_shape
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
@@ -109,13 +121,47 @@ class MatchedFilter:
             2j * math.pi * torch.fft.fftfreq(height)[:, None].to(like),
         )
         self._undo = (_undo_window(height, full=True).to(like), _undo_window(width, full=False).to(like))
-        self.precision = float(value_at_origin(self._response, shape))
-        bend = [float(-value_at_origin((self._response * w**2).real, shape)) for w in self._waves]
-        self.bend = (bend[0], bend[1])
-        self.resolution = math.sqrt(float(self._response[0, 0]) / self.precision)
         self._bow = sum(((w**2).real for w in self._waves), start=torch.zeros_like(like))
-        square = float(value_at_origin(self._response * self._bow**2, shape))
-        self._bow_scale = (square - sum(bend) ** 2 / self.precision) ** -0.5
+        profile = self._measure(quadratic.curvature)
+        self.precision, self.resolution, self.bend = profile.precision, profile.resolution, profile.bend
+        self._local = quadratic.local
+        self._profiles = [self._measure(curvature) for curvature in self._local.shapes]
+        self._ratios = [k.precision / k.square * profile.square / profile.precision for k in self._profiles]
+        self.coverage = None if coverage is None else self.of_points(coverage)
+        self._filled = coverage if self.coverage is None else share_at_least(self.coverage, _LEAST_FILLED)
+
+    def _measure(self, curvature: torch.Tensor) -> _Profile:
+        """Return what K is like for a curvature."""
+        shape, response = self.operator.fft_shape, self._point**2 * curvature
+        precision = float(value_at_origin(response, shape))
+        right, down = (float(-value_at_origin((response * w**2).real, shape)) for w in self._waves)
+        return _Profile(
+            float(value_at_origin(curvature, shape)),
+            precision,
+            (right, down),
+            math.sqrt(float(response[0, 0]) / precision),
+            float(value_at_origin(response * self._bow**2, shape)) - (right + down) ** 2 / precision,
+        )
+
+    def _here(self, points: PointSources, measure: Callable[[_Profile], float]) -> torch.Tensor:
+        """Return what K has at points, (n,)."""
+        if len(self._profiles) == 1:
+            return torch.full_like(points.flux, measure(self._profiles[0]))
+        return self.at(self._local.value(measure(profile) for profile in self._profiles), points)
+
+    def of_points(self, share: torch.Tensor) -> torch.Tensor:
+        """Return shares (latent shape) of the sum of squared kernels as shares of the precision of points."""
+        return share * (self._ratios[0] if len(self._ratios) == 1 else self._local.value(self._ratios))
+
+    def bends_expected(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ``bend`` (n,) as the exposures at points have it, along x and y."""
+        right = self._here(points, lambda k: k.bend[0] / k.precision)
+        down = self._here(points, lambda k: k.bend[1] / k.precision)
+        return self.precision * right, self.precision * down
+
+    def resolutions(self, points: PointSources) -> torch.Tensor:
+        """Return the ``resolution`` (n,) of the exposures at points."""
+        return self._here(points, lambda k: k.resolution)
 
     @property
     def device(self) -> torch.device:
@@ -182,7 +228,8 @@ class MatchedFilter:
     def place_error(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the Cramér-Rao errors of x and y of isolated points, in pixels."""
         flux = points.flux.clamp_min(self.flux_error) * self.share(points).sqrt()
-        return tuple(1.0 / (flux * math.sqrt(bend)) for bend in self.bend)  # type: ignore[return-value]
+        right, down = (1.0 / (flux * bend.sqrt()) for bend in self.bends_expected(points))
+        return right, down
 
     def distance(self, before: PointSources, after: PointSources) -> float:
         """Return by how much points have moved at most, in units of the errors of places and fluxes."""
@@ -289,7 +336,8 @@ class MatchedFilter:
         place fit best already.
         """
         score = self.at(self.operator.untransform(self._bow * left), points)
-        return score * self._bow_scale / self.share(points).sqrt()
+        variance = self.precision * self._here(points, lambda k: k.bow / k.precision)
+        return score / (variance * self.share(points)).sqrt()
 
     def at(self, image: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return an image (latent shape) at the pixels nearest to points."""

@@ -21,6 +21,7 @@ import torch
 
 from ._component import Component
 from ._kernels import value_at_origin
+from ._local_curvature import LocalCurvature
 from ._operators import ConvolutionOperator
 from ._peaks import local_maximum
 
@@ -141,6 +142,9 @@ class NonNegativeQuadratic:
         weight is low, converge slowly.
     origin : `tuple` [ `int`, `int` ], optional
         Where the latent image begins on the grid of all tiles.
+    local : `LocalCurvature`, optional
+        The shapes that the curvature has at places, for those who judge the
+        solution; steps do with ``curvature``. By default that.
     """
 
     def __init__(
@@ -153,10 +157,12 @@ class NonNegativeQuadratic:
         penalties: Sequence[float] = (0.0,),
         balance: torch.Tensor | None = None,
         origin: tuple[int, int] = (0, 0),
+        local: LocalCurvature | None = None,
     ) -> None:
         self.operator = operator
         self._arguments = (weights, tuple(scales), tuple(penalties), origin)
         self.curvature = operator.power(weights) if curvature is None else curvature
+        self.local = LocalCurvature.uniform(self.curvature, operator.latent_shape) if local is None else local
         self._complex = torch.complex(self.curvature, torch.zeros_like(self.curvature))
         self._components: list[Component] = []
         end = 0

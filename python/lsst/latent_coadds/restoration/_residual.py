@@ -80,8 +80,13 @@ class ResidualCorrection:
         size = min(21, (min(shape) - 1) // 2 * 2 + 1)
         kernel = gaussian_kernel(spread, size).to(quadratic.curvature.device)
         power = centred_rfft2(kernel, shape).real.to(quadratic.curvature) ** 2
-        total = quadratic.curvature * power
-        self._filter = power * total / (total**2 + (damping * float(total[0, 0])) ** 2)
+
+        def make_filter(shape: torch.Tensor) -> torch.Tensor:
+            total = shape * power
+            return power * total / (total**2 + (damping * float(total[0, 0])) ** 2)
+
+        self._local = quadratic.local
+        self._filters = [make_filter(shape) for shape in quadratic.local.shapes]
 
     def apply(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the correction of a latent image.
@@ -96,7 +101,13 @@ class ResidualCorrection:
         correction : `torch.Tensor`
             Padded transform of the correction.
         """
-        return self._filter * -gradient
+        if len(self._filters) == 1:
+            return self._filters[0] * -gradient
+        return self._operator.transform(self.estimate(gradient))
+
+    def estimate(self, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the correction, ``latent_shape``, for the padded transform of the gradient."""
+        return self._local.mix(self._operator.untransform(f * -gradient) for f in self._filters)
 
     def correct(self, transform: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the corrected latent image.
@@ -108,7 +119,7 @@ class ResidualCorrection:
         """
         if self._share is None:
             return transform + self.apply(gradient)
-        missed = self._operator.untransform(self.apply(gradient)) / self._share
+        missed = self.estimate(gradient) / self._share
         return transform + self._operator.transform(missed)
 
 
@@ -130,13 +141,15 @@ class SourceDiscs:
     """
 
     def __init__(self, quadratic: NonNegativeQuadratic, coverage: torch.Tensor) -> None:
-        self._operator = quadratic.operator
-        self._curvature = quadratic.curvature
-        square = value_at_origin(self._curvature, self._operator.fft_shape)
+        self._operator, self._local = quadratic.operator, quadratic.local
         self._share = coverage.clamp_min(0.0).sqrt()
         self._divisor = share_at_least(coverage, _LEAST_SHARE).sqrt()
-        self._noise = square.sqrt()
-        self._disc = self._make_disc(float(self._curvature[0, 0] / square))
+        squares = [float(value_at_origin(s, self._operator.fft_shape)) for s in self._local.shapes]
+        self._noise = self._local.value(squares).sqrt()
+        typical = self._local.typical
+        self._disc = self._make_disc(
+            float(typical[0, 0] / value_at_origin(typical, self._operator.fft_shape))
+        )
 
     def _make_disc(self, psf_area: float) -> torch.Tensor:
         """Return the transform of a disc with a smooth edge, 1 inside."""
@@ -146,7 +159,7 @@ class SourceDiscs:
         offset = torch.arange(-half, half + 1, dtype=torch.float64)
         distance = torch.hypot(offset[:, None], offset[None, :])
         disc = _smooth_step(distance, radius + 0.5 * _EDGE, radius - 0.5 * _EDGE)
-        return centred_rfft2(disc.to(self._curvature), self._operator.fft_shape)
+        return centred_rfft2(disc.to(self._local.typical), self._operator.fft_shape)
 
     def weight(
         self,
@@ -168,7 +181,8 @@ class SourceDiscs:
         weight : `torch.Tensor`, shape ``latent_shape``
             1 around sources, 0 far from them.
         """
-        model, left = (self._operator.untransform(a) for a in (self._curvature * transform, gradient))
+        model = self._local.mix(self._operator.untransform(s * transform) for s in self._local.shapes)
+        left = self._operator.untransform(gradient)
         data = model * self._share - left / self._divisor
         return self.around(data / self._noise, significance)
 
@@ -225,8 +239,7 @@ class AdaptiveCorrection:
         transform, gradient : `torch.Tensor`
             Padded transforms of the latent image and of the gradient there.
         """
-        far = self._operator.untransform(self._far.apply(gradient))
-        near = self._operator.untransform(self._near.apply(gradient))
+        far, near = self._far.estimate(gradient), self._near.estimate(gradient)
         missed = (far + self._discs.weight(transform, gradient) * (near - far)) / self._share
         return transform + self._operator.transform(missed)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = ("WholeField",)
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,18 @@ import torch
 
 from ._errors import InvalidStackError
 from ._kernels import centred_rfft2, matching_kernels
+
+_SAME = 1.02
+"""Ratio of the sharpness of exposures up to which they are alike."""
+
+_STEP = 1.25
+"""Largest ratio of the sharpness of one mixture to that of the next."""
+
+_STEEPEST = 1e4
+"""Logarithm of the largest ratio of weights that a tilt makes."""
+
+_HALVINGS = 60
+"""Of the interval in which a tilt is."""
 
 
 class WholeField:
@@ -75,8 +88,83 @@ class WholeField:
         fft_shape : `tuple` [ `int`, `int` ]
             Shape of the padded latent image.
         """
-        total = torch.zeros((fft_shape[0], fft_shape[1] // 2 + 1), dtype=torch.float64)
-        for kernel, weight in zip(matching_kernels(self.psf, spread), self.weights.tolist(), strict=True):
-            transfer = centred_rfft2(kernel, fft_shape)
-            total += weight * (transfer.real**2 + transfer.imag**2)
-        return total
+        return self.curvatures(spread, fft_shape, [self.weights])[0]
+
+    def curvatures(
+        self, spread: float, fft_shape: tuple[int, int], weights: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return what `curvature` does, for several sets of weights (P,)."""
+        kernels = matching_kernels(self.psf, spread)
+        size = kernels.shape[-1]
+        reach = 2 * size - 1
+        transfer = centred_rfft2(kernels, (reach, reach))
+        power = transfer.real**2 + transfer.imag**2
+        index = torch.arange(1 - size, size)
+        rows, columns = (index % n for n in fft_shape)
+        result = []
+        for chosen in weights:
+            sums = torch.fft.irfft2(torch.tensordot(chosen, power, dims=1), s=(reach, reach))
+            plane = torch.zeros(fft_shape, dtype=torch.float64)
+            places = rows[:, None] * fft_shape[1] + columns
+            plane.view(-1).index_add_(
+                0, places.reshape(-1), torch.roll(sums, (size - 1, size - 1), dims=(0, 1)).reshape(-1)
+            )
+            result.append(torch.fft.rfft2(plane).real)
+        return result
+
+    def mixtures(self, spread: float) -> tuple[list[float], list[torch.Tensor], int]:
+        """Return mixtures of the exposures, from the bluntest to the sharpest.
+
+        Parameters
+        ----------
+        spread : `float`
+            FWHM (px) of the Gaussian that the PSFs are divided by.
+
+        Returns
+        -------
+        levels : `list` [ `float` ]
+            Mean sharpness of each, ascending: the weighted mean of the sums
+            of squared kernels.
+        weights : `list` [ `torch.Tensor` ]
+            Weights (P,) of the exposures in each.
+        middle : `int`
+            Which of them is that of all exposures as they are.
+
+        Notes
+        -----
+        The first and the last consist of single exposures. Between them the
+        weights are tilted, by a factor that is an exponential function of
+        the sharpness: no other weights with that mean are closer to those of all exposures
+        (in the sense of Kullback and Leibler).
+        """
+        sharpness = (matching_kernels(self.psf, spread) ** 2).sum(dim=(1, 2))
+        mean = float((self.weights * sharpness).sum() / self.weights.sum())
+        least, most = float(sharpness.min()), float(sharpness.max())
+        if most < _SAME * least:
+            return [mean], [self.weights], 0
+        below, above = (_between(mean, end) for end in (least, most))
+        levels = [*reversed(below), mean, *above]
+        weights = [self._tilted(sharpness, level) for level in levels]
+        weights[len(below)] = self.weights
+        return levels, weights, len(below)
+
+    def _tilted(self, sharpness: torch.Tensor, level: float) -> torch.Tensor:
+        """Return weights (P,), tilted so that the mean sharpness is a level."""
+        scale = float(sharpness.max() - sharpness.min())
+        low, high = -_STEEPEST / scale, _STEEPEST / scale
+        tilted = self.weights
+        for _ in range(_HALVINGS):
+            tilt = 0.5 * (low + high)
+            factor = tilt * (sharpness - level)
+            tilted = self.weights * torch.exp(factor - factor.max())
+            if float((tilted * sharpness).sum() / tilted.sum()) < level:
+                low = tilt
+            else:
+                high = tilt
+        return tilted
+
+
+def _between(mean: float, end: float) -> list[float]:
+    """Return levels from a mean (left out) to an end, in ratios of `_STEP` at most."""
+    n = math.ceil(abs(math.log(end / mean)) / math.log(_STEP))
+    return [mean * (end / mean) ** (k / n) for k in range(1, n + 1)]
