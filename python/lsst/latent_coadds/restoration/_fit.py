@@ -26,7 +26,7 @@ from ._fidelity import HuberFidelity
 from ._operators import ConvolutionOperator
 from ._proximal import InnerPace, NonNegativeQuadratic, momentum
 from ._settings import ImageMMSettings
-from ._settling import Settling
+from ._settling import SETTLING_UPDATES, Settling
 from ._windows import LocalWindow
 
 ProgressCallback = Callable[[int, int, float], None]
@@ -164,7 +164,7 @@ class _Monitor:
         self.settling = settling
         self.unsettled: torch.Tensor | None = None
         self.windows: list[LocalWindow] | None = None
-        self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=4)
+        self.latest: collections.deque[torch.Tensor] = collections.deque(maxlen=SETTLING_UPDATES + 1)
         self.start = time.perf_counter()
         self.history: list[dict[str, Any]] = []
         self.converged = False
@@ -201,6 +201,8 @@ class _Monitor:
         assert self.settling is not None
         if len(self.history) > self.settling.longest:
             return True
+        if len(self.latest) <= SETTLING_UPDATES:
+            return False
         self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
         if self.unsettled is None:
             return True

@@ -147,8 +147,8 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     settled: float = _setting(
-        0.0006,
-        "Accelerated form: a place is left as it is when three updates change neither the height of a star "
+        0.002,
+        "Accelerated form: a place is left as it is when ten updates change neither the height of a star "
         "there by more than this many sigma, nor the flux in an aperture by more than four times as many. "
         "When few places are left they go on in windows of their own; when many are, the fit stops after "
         "100 updates. 0 asks for `tolerance` instead.",

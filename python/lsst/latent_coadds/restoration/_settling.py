@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Settling",)
+__all__ = ("SETTLING_UPDATES", "Settling")
 
 import copy
 import math
@@ -40,6 +40,9 @@ _FLUX_WEIGHT = 0.25
 """How much a sigma of such a flux counts: with as much as one of a height, fits of
 sparse fields took 40 updates in place of 20.
 """
+
+SETTLING_UPDATES = 10
+"""Updates whose change is looked at: in three of them, what creeps hardly moves, and is far from where it goes."""
 
 _LONGEST = 100
 """Updates up to which a whole image goes on for the sake of single places."""
