@@ -91,7 +91,7 @@ def make_local_curvature(
     if stack.field is None:
         return LocalCurvature.uniform(curvature, operator.latent_shape)
     levels, mixtures, middle = stack.field.mixtures(spread)
-    parts = _find_parts(_sharpness(operator, stack), levels)
+    parts = _find_parts(_sharpness(operator, stack, levels[middle]), levels)
     used = [j for j, part in enumerate(parts) if float(part.max()) > _LEAST_PART]
     parts = parts[used]
     shapes = [
@@ -107,7 +107,7 @@ def _scaled(shape: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
     return (shape / shape[0, 0]).to(curvature) * curvature[0, 0]
 
 
-def _sharpness(operator: ConvolutionOperator, stack: ExposureStack) -> torch.Tensor:
+def _sharpness(operator: ConvolutionOperator, stack: ExposureStack, without_data: float) -> torch.Tensor:
     """Return the mean (latent shape) over exposures around of the sums of their squared kernels."""
     weight = stack.exposure_weights()[:, None, None] * stack.good
     terms = stack.reference_terms
@@ -121,7 +121,7 @@ def _sharpness(operator: ConvolutionOperator, stack: ExposureStack) -> torch.Ten
         pool(plane[None, None], size, stride=1, padding=_AROUND)[0, 0] for plane in (squares, total)
     )
     seen = total > 1e-4 * total.max()
-    return torch.where(seen, squares / total.clamp_min(1e-30), 0.0)
+    return torch.where(seen, squares / total.clamp_min(1e-30), without_data)
 
 
 def _typical(kernels: torch.Tensor, terms: torch.Tensor) -> torch.Tensor:

@@ -147,7 +147,10 @@ class MatchedFilter:
         """Return what K has at points, (n,)."""
         if len(self._profiles) == 1:
             return torch.full_like(points.flux, measure(self._profiles[0]))
-        return self.at(self._local.value(measure(profile) for profile in self._profiles), points)
+        total = torch.zeros_like(points.flux)
+        for part, profile in zip(self._local.parts, self._profiles, strict=True):
+            total += measure(profile) * self.at(part, points)
+        return total
 
     def of_points(self, share: torch.Tensor) -> torch.Tensor:
         """Return shares (latent shape) of the sum of squared kernels as shares of the precision of points."""

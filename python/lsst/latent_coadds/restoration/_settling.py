@@ -42,7 +42,7 @@ sparse fields took 40 updates in place of 20.
 """
 
 SETTLING_UPDATES = 10
-"""Updates whose change is looked at: in three of them, what creeps hardly moves, and may be far from its end."""
+"""Updates whose change is looked at: in three of them what creeps hardly moves, and is far from its end."""
 
 _LONGEST = 100
 """Updates up to which a whole image goes on for the sake of single places."""
