@@ -25,9 +25,10 @@ from lsst.latent_coadds.restoration import (
     gaussian_kernel,
     restore,
 )
+from lsst.latent_coadds.restoration._balance import local_balance
 from lsst.latent_coadds.restoration._fidelity import HuberFidelity
 from lsst.latent_coadds.restoration._fit import evaluate
-from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._residual import SourceDiscs, covered_weight
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

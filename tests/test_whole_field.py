@@ -28,11 +28,12 @@ from lsst.latent_coadds.restoration import (
     WholeField,
     restore,
 )
+from lsst.latent_coadds.restoration._balance import local_balance
 from lsst.latent_coadds.restoration._find_points import local_precision, share_seen
 from lsst.latent_coadds.restoration._fit import evaluate
 from lsst.latent_coadds.restoration._model import make_bare_quadratic, make_operator, sum_curvature
 from lsst.latent_coadds.restoration._point_sources import MatchedFilter, PointSources
-from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic, local_balance
+from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._residual import ResidualCorrection, SourceDiscs, covered_weight
 
 SIZE = 48

@@ -24,11 +24,12 @@ import math
 
 import torch
 
+from ._balance import local_balance
 from ._fidelity import HuberFidelity
 from ._kernels import FWHM_PER_SIGMA, gaussian_kernel, matching_kernels, remaining_kernel, value_at_origin
 from ._local_curvature import LocalCurvature, make_local_curvature
 from ._operators import ConvolutionOperator
-from ._proximal import NonNegativeQuadratic, local_balance
+from ._proximal import NonNegativeQuadratic
 from ._residual import AdaptiveCorrection, ResidualCorrection, covered_weight
 from ._settings import AstroClearNetSettings, ImageMMSettings
 from ._stack import ExposureStack

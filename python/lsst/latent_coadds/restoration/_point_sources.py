@@ -21,16 +21,8 @@ import torch
 
 from ._kernels import FWHM_PER_SIGMA, centred_rfft2, gaussian_kernel, value_at_origin
 from ._peaks import share_at_least
+from ._point_window import TAPS, sampled_gaussian, undo_window, window
 from ._proximal import NonNegativeQuadratic
-
-_TAPS = 4
-"""Half-width in pixels of the Kaiser-Bessel window that puts a point between pixels."""
-
-_BETA = 16.0
-"""Shape of that window: its transform falls to 1/280 at the Nyquist frequency, and to nothing soon after."""
-
-_LEAST_RESPONSE = 0.01
-"""Transform of the window below which the division by it ends: no PSF has light there."""
 
 _LEAST_FILLED = 0.1
 """Share of the weight up to which masked pixels are made up for."""
@@ -120,7 +112,7 @@ class MatchedFilter:
             2j * math.pi * torch.fft.rfftfreq(width)[None].to(like),
             2j * math.pi * torch.fft.fftfreq(height)[:, None].to(like),
         )
-        self._undo = (_undo_window(height, full=True).to(like), _undo_window(width, full=False).to(like))
+        self._undo = (undo_window(height, full=True).to(like), undo_window(width, full=False).to(like))
         self._bow = sum(((w**2).real for w in self._waves), start=torch.zeros_like(like))
         profile = self._measure(quadratic.curvature)
         self.precision, self.resolution, self.bend = profile.precision, profile.resolution, profile.bend
@@ -268,7 +260,7 @@ class MatchedFilter:
         plane = points.x.new_zeros(operator.latent_shape)
         row, column = (p.round()[:, None] + offset for p in (points.y, points.x))
         by_row, by_column = (
-            _profile(pixels - p[:, None], variance[:, None])
+            sampled_gaussian(pixels - p[:, None], variance[:, None])
             for pixels, p in ((row, points.y), (column, points.x))
         )
         value = points.flux[:, None, None] * by_row[:, :, None] * by_column[:, None, :]
@@ -380,33 +372,11 @@ class MatchedFilter:
     def _taps(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the padded pixels around points as flat indices, and the window there, (n, taps)."""
         height, width = self.operator.fft_shape
-        offset = torch.arange(1 - _TAPS, _TAPS + 1, device=points.x.device)
+        offset = torch.arange(1 - TAPS, TAPS + 1, device=points.x.device)
         (row, by_row), (column, by_column) = (
-            (p.floor().long()[:, None] + offset, _window(p[:, None] - p.floor()[:, None] - offset))
+            (p.floor().long()[:, None] + offset, window(p[:, None] - p.floor()[:, None] - offset))
             for p in (points.y, points.x)
         )
         index = (row % height)[:, :, None] * width + (column % width)[:, None, :]
         weight = by_row[:, :, None] * by_column[:, None, :]
         return index.flatten(1), weight.flatten(1)
-
-
-def _profile(distance: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """Return a Gaussian, (n, pixels), that sums to one; without a width, shared linearly."""
-    if float(variance.max() if variance.numel() else 1.0) == 0.0:
-        return (1.0 - distance.abs()).clamp_min(0.0)
-    weight = torch.exp(-0.5 * distance**2 / variance)
-    return weight / weight.sum(dim=1, keepdim=True)
-
-
-def _window(distance: torch.Tensor) -> torch.Tensor:
-    """Return the Kaiser-Bessel window, of unit area, at distances in pixels."""
-    height = _BETA / (2.0 * _TAPS * math.sinh(_BETA))
-    return height * torch.special.i0(_BETA * (1.0 - (distance / _TAPS) ** 2).clamp_min(0.0).sqrt())
-
-
-def _undo_window(n: int, *, full: bool) -> torch.Tensor:
-    """Return one over the transform of the window at the frequencies of n pixels."""
-    frequency = (torch.fft.fftfreq if full else torch.fft.rfftfreq)(n, dtype=torch.float64)
-    root = (_BETA**2 - (2.0 * math.pi * _TAPS * frequency) ** 2).sqrt()
-    transform = torch.sinh(root) / root * (_BETA / math.sinh(_BETA))
-    return 1.0 / transform.clamp_min(_LEAST_RESPONSE)
