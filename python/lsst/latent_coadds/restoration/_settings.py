@@ -147,7 +147,7 @@ class ImageMMSettings(_Checked):
         min=0.0,
     )
     settled: float = _setting(
-        0.002,
+        0.003,
         "Accelerated form: a place is left as it is when ten updates change neither the height of a star "
         "there by more than this many sigma, nor the flux in an aperture by more than four times as many. "
         "When few places are left they go on in windows of their own; when many are, the fit stops after "
