@@ -19,6 +19,7 @@ import torch
 from ._accelerated import STRUCTURE, AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._likely_structure import LikelyStructure
 from ._peaks import local_maximum
 from ._place_likelihood import PlaceLikelihood
 from ._point_finder import PointFinder
@@ -82,12 +83,20 @@ class PointBootstrap:
         self.structure = local_maximum(
             (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
         )
-        self._broad = operator.transform(operator.untransform(corrected) * self.structure)
+        self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
+        self._smooth = LikelyStructure(
+            solution.matched,
+            spread,
+            solution.fidelity,
+            signal,
+            self.structure,
+            self._quadratic.combine(self._known),
+            solution.points,
+        )
+        self._broad = operator.transform(operator.untransform(corrected) * self._smooth.rough)
         self.missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
         self._points = solution.points.join(self.missed)
-        self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
         self._places, self._missed_places = self._find_places(solution)
-        self.sky = self._matched.light(self._points) + self._broad
 
     def _find_places(self, solution: AcceleratedFit) -> tuple[PlaceLikelihood, PlaceLikelihood]:
         """Return the likelihoods of the places of the points that were found, and of those that were not."""
@@ -129,14 +138,22 @@ class PointBootstrap:
         fwhm = self._settings.target_fwhm
         broad = narrow(self._broad)
         errors = []
-        for problem in replicate(self._operator, self.sky, self._fidelity, n_realizations, generator):
+        for _ in range(n_realizations):
+            smooth, replaced = self._smooth.draw(generator)
+            light = self._smooth.light(smooth)
+            points = self._points.without(replaced)
+            sky = self._matched.light(points) + light + self._broad
+            (problem,) = replicate(self._operator, sky, self._fidelity, 1, generator)
             again, others, transform, gradient = self.refit(problem)
-            again, likely = self._move(again, generator)
+            again, likely = self._move(again, points, generator)
             image = self._matched.render(again.join(others), fwhm) + narrow(correct(transform, gradient))
-            errors.append(image - self._matched.render(likely, fwhm) - broad)
+            truth = self._matched.render(likely, fwhm) + narrow(light)
+            errors.append(image - truth - broad)
         return torch.stack(errors) if errors else broad.new_zeros((0, *broad.shape))
 
-    def _move(self, again: PointSources, generator: torch.Generator) -> tuple[PointSources, PointSources]:
+    def _move(
+        self, again: PointSources, points: PointSources, generator: torch.Generator
+    ) -> tuple[PointSources, PointSources]:
         """Return points of other data and of the sky with places as uncertain as they are.
 
         A point that was found errs in its place. Of one that was missed, and
@@ -152,7 +169,7 @@ class PointBootstrap:
         likely = PointSources(
             torch.where(lost, anew.x, at.x), torch.where(lost, anew.y, at.y), torch.where(lost, flux, at.flux)
         )
-        return self._places.move(found, generator).join(missed), self._points.select(every[:n]).join(likely)
+        return self._places.move(found, generator).join(missed), points.select(every[:n]).join(likely)
 
     def refit(self, problem: HuberFidelity) -> tuple[PointSources, PointSources, torch.Tensor, torch.Tensor]:
         """Fit data of the sky.
