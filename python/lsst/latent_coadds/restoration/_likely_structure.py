@@ -29,8 +29,8 @@ _THRESHOLD = 4.0
 _PROFILES = (0.0, 2.0 / 3.0, 1.5)
 """Profiles that sources may have: Gaussian, exponential, and one with a cusp."""
 
-_STEPS = (8, 5)
-"""Steps to the first of the profiles, and from there to the next."""
+_STEPS = (8, 5, 5)
+"""Steps to each of the profiles, from the one before."""
 
 _LEAST_GAIN, _AROUND = 25.0, 10
 """Twice the logarithm of the likelihood by which the latent image is better, summed over
@@ -40,14 +40,16 @@ this many pixels each way, where structure is not smooth sources.
 _SPREAD = 8
 """Pixels by which such places spread within structure."""
 
-_LEAST_STRENGTH = 12.0
-"""S/N below which a point may have any width, and is taken for what it was taken for."""
+_STRENGTH = (12.0, 120.0)
+"""S/N of points that may be galaxies: fainter ones may have any width, and that of brighter
+ones tells more of errors of PSFs.
+"""
 
 _LARGEST_SIZE, _SIZES = 1.0, 10
 """Variance of galaxies that look like points, at most, over that of the PSF, and how many are tried."""
 
-_LEAST_ODDS = 1.0 / 3.0
-"""Odds below which a point is a point."""
+_LEAST_ODDS, _MOST_GAIN = 1.0 / 3.0, 50.0
+"""Odds below which a point is a point; and logarithm of a ratio of likelihoods that is enough."""
 
 
 class LikelyStructure:
@@ -81,15 +83,11 @@ class LikelyStructure:
     fits the exposures better than its freedom explains, the sky is not made of
     sources: ``rough`` is 1 in structure around, and 0 elsewhere.
 
-    A point that is rather wide may be a galaxy. With the score t of its
-    variance [1]_ and the error e of that, and as many galaxies as stars, of
-    which all variances up to V are as likely, the odds are the ratio of
-    likelihoods, ``exp(t^2 / 2)``, times the part of V that the exposures
-    leave open, ``sqrt(2 pi) Phi(t) e / V``.
-
-    References
-    ----------
-    .. [1] See `MatchedFilter.width`.
+    A point that is rather wide may be a galaxy. With the flux that fits best
+    for each size, as many galaxies as stars, and all variances up to that of
+    the PSF as likely, the odds are the mean over these variances of the
+    likelihood over that of a point. (The score of the width at a point does
+    not do: the likelihood of a galaxy has its maximum far from there.)
     """
 
     def __init__(
@@ -134,7 +132,7 @@ class LikelyStructure:
         """Return the sources with each of the profiles, and logarithms of their likelihoods (n, profiles)."""
         profiles: list[SmoothSources] = []
         gradients: list[torch.Tensor] = []
-        for profile, n_steps in zip(_PROFILES, _STEPS + (len(_PROFILES) - 2) * _STEPS[-1:], strict=True):
+        for profile, n_steps in zip(_PROFILES, _STEPS, strict=True):
             before = profiles[-1] if profiles else begin
             profiles.append(self._fit.improve(before.with_profile(profile), n_steps, besides))
             gradients.append(self._fit.gradient(profiles[-1], besides))
@@ -172,9 +170,10 @@ def _find_odds(matched: MatchedFilter, left: torch.Tensor, points: PointSources)
     star = matched.log_likelihood(left, points, 0.0)
     sizes = [largest * (k + 0.5) / _SIZES for k in range(_SIZES)]
     gains = torch.stack([matched.log_likelihood(left, points, size) - star for size in sizes])
-    bright = points.flux > _LEAST_STRENGTH * matched.flux_errors(points)
-    alone = ~has_neighbour(points, 2.0 * matched.resolution, math.inf)
-    return torch.where(bright & alone, gains.exp().mean(dim=0), 0.0)
+    strength = points.flux / matched.flux_errors(points)
+    asked = (strength > _STRENGTH[0]) & (strength < _STRENGTH[1])
+    asked &= ~has_neighbour(points, 2.0 * matched.resolution, math.inf)
+    return torch.where(asked, gains.clamp_max(_MOST_GAIN).exp().mean(dim=0), 0.0)
 
 
 def _find_rough(gain: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,9 @@ _LONGEST = (0.7, 0.7)
 _LEAST_SHARE = 0.05
 """Share of the weight that data have on a source at least, as far as steps and errors are concerned."""
 
+_CHUNK = 128
+"""Sources whose stamps are in memory at a time."""
+
 _RIDGE = 1e-3
 """Part of the information that is added to make steps and errors finite."""
 
@@ -102,6 +105,10 @@ class SmoothSources:
         """Return these sources and others after them."""
         return SmoothSources(torch.cat([self.values, other.values]))
 
+    def split(self) -> list[SmoothSources]:
+        """Return these sources in parts whose stamps fit into memory."""
+        return [SmoothSources(part) for part in self.values.split(_CHUNK) if len(part)]
+
     def with_profile(self, profile: float) -> SmoothSources:
         """Return the same sources with another profile."""
         values = self.values.clone()
@@ -146,15 +153,16 @@ class SmoothSourceFit:
         self._weight = torch.full_like(part, 2.0 / _STAMP**2)
         self._weight[0] = self._weight[-1] = 1.0 / _STAMP**2
 
-    def _shapes(self, s: SmoothSources) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the transforms (n, k, k) of unit sources, and what their derivative with shape is times."""
+    def _shapes(self, s: SmoothSources, around: SmoothSources) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return transforms (n, k, k) of unit sources on stamps, and the slope of their logarithms with q."""
         fx, fy = self._fx, self._fy
         x, y, _, xx, xy, yy, profile = (v[:, None, None] for v in s.values.unbind(1))
         form = 0.5 * (xx * fx**2 + 2.0 * xy * fx * fy + yy * fy**2)
         base = 1.0 + profile * form
         peaked = profile > 0.0
         value = torch.where(peaked, base ** (-1.0 / profile.clamp_min(1e-3)), torch.exp(-form))
-        phase = -((x - x.round()) * fx + (y - y.round()) * fy)
+        right, down = (v.round()[:, None, None] for v in (around.x, around.y))
+        phase = -((x - right) * fx + (y - down) * fy)
         return torch.polar(value * self._point, phase), -1.0 / base
 
     def _index(self, s: SmoothSources) -> tuple[torch.Tensor, torch.Tensor]:
@@ -169,11 +177,15 @@ class SmoothSourceFit:
     def light(self, s: SmoothSources) -> torch.Tensor:
         """Return the padded transform of sources at the PSF of the latent image."""
         plane = self._matched.curvature.new_zeros(self._operator.latent_shape)
-        if len(s):
-            stamps = torch.fft.irfft2(s.flux[:, None, None] * self._shapes(s)[0], s=(_STAMP, _STAMP))
-            index, inside = self._index(s)
-            plane.view(-1).index_add_(0, index[inside], stamps[inside].to(plane))
+        for part in s.split():
+            index, inside = self._index(part)
+            plane.view(-1).index_add_(0, index[inside], self._draw(part)[inside].to(plane))
         return self._operator.transform(plane)
+
+    def _draw(self, s: SmoothSources, around: SmoothSources | None = None) -> torch.Tensor:
+        """Return stamps (n, k, k) of sources, or of what is there of them around others."""
+        unit = self._shapes(s, s if around is None else around)[0]
+        return torch.fft.irfft2(s.flux[:, None, None] * unit, s=(_STAMP, _STAMP))
 
     def begin(self, signal: torch.Tensor, structure: torch.Tensor, threshold: float) -> SmoothSources:
         """Return sources to begin with at the peaks of filtered data.
@@ -221,7 +233,8 @@ class SmoothSourceFit:
             Padded transform of other light.
         """
         for _ in range(n_steps if len(s) else 0):
-            s = self._step(s, self.gradient(s, besides))
+            slope = self._operator.untransform(self.gradient(s, besides))
+            s = SmoothSources(torch.cat([self._step(part, slope).values for part in s.split()]))
         return s
 
     def gain(self, s: SmoothSources, before: SmoothSources, gradient: torch.Tensor) -> torch.Tensor:
@@ -234,23 +247,22 @@ class SmoothSourceFit:
         gradient : `torch.Tensor`
             Mean of the gradients for both, which along a parabola is that half-way.
         """
-        if not len(s):
-            return s.x
-        own, other = (q.flux[:, None, None] * self._shapes(q)[0] for q in (s, before))
-        right, down = ((a.round() - b.round())[:, None, None] for a, b in ((s.x, before.x), (s.y, before.y)))
-        other = other * torch.polar(torch.ones_like(other.real), self._fx * right + self._fy * down)
-        change = torch.fft.irfft2(own - other, s=(_STAMP, _STAMP))
-        return -(change * self._read(s, gradient)).sum(dim=(1, 2))
+        slope = self._operator.untransform(gradient)
+        gain = [s.x.new_zeros(0)]
+        for own, other in zip(s.split(), before.split(), strict=True):
+            change = self._draw(own) - self._draw(other, own)
+            gain.append(-(change * self._read(own, slope)).sum(dim=(1, 2)))
+        return torch.cat(gain)
 
-    def _read(self, s: SmoothSources, transform: torch.Tensor) -> torch.Tensor:
-        """Return stamps (n, k, k) of what a padded transform stands for around sources."""
+    def _read(self, s: SmoothSources, plane: torch.Tensor) -> torch.Tensor:
+        """Return stamps (n, k, k) of a plane of latent shape around sources."""
         index, inside = self._index(s)
-        return torch.where(inside, self._operator.untransform(transform).reshape(-1)[index].double(), 0.0)
+        return torch.where(inside, plane.reshape(-1)[index].double(), 0.0)
 
     def _derivatives(self, s: SmoothSources) -> torch.Tensor:
         """Return the derivatives (n, 6, k, k) of transforms."""
         fx, fy = self._fx, self._fy
-        unit, steep = self._shapes(s)
+        unit, steep = self._shapes(s, s)
         own = s.flux[:, None, None] * unit
         slope = own * steep
         parts = (
@@ -270,10 +282,10 @@ class SmoothSourceFit:
         share = self._matched.share(s.points).clamp_min(_LEAST_SHARE)
         return share[:, None, None] * (flat @ flat.mT)
 
-    def _step(self, s: SmoothSources, gradient: torch.Tensor) -> SmoothSources:
-        """Return sources after a step of all parameters, which is no longer than it may be."""
+    def _step(self, s: SmoothSources, slope: torch.Tensor) -> SmoothSources:
+        """Return sources after a step of all parameters, from the gradient (latent shape)."""
         derivatives = self._derivatives(s)
-        left = self._weight * torch.fft.rfft2(self._read(s, gradient))
+        left = self._weight * torch.fft.rfft2(self._read(s, slope))
         score = -(derivatives.conj() * left[:, None]).real.sum((2, 3))
         information = self._information(s, derivatives)
         scale, normal = _normalise(information)
@@ -286,7 +298,8 @@ class SmoothSourceFit:
 
     def root(self, s: SmoothSources) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the Fisher information of sources, and roots of its inverse, (n, 6, 6)."""
-        information = self._information(s, self._derivatives(s))
+        parts = [self._information(part, self._derivatives(part)) for part in s.split()]
+        information = torch.cat([s.values.new_zeros(0, 6, 6), *parts])
         scale, normal = _normalise(information)
         return information, scale[:, :, None] * torch.linalg.inv(torch.linalg.cholesky(normal)).mT
 
