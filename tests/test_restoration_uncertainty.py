@@ -37,14 +37,19 @@ from lsst.latent_coadds.restoration._uncertainty import smooth_variance
 SIZE = 96
 
 
-def make_stack(seed: int, sources: list[tuple[float, float, float]], sigma: float = 0.3) -> ExposureStack:
-    """Draw four exposures of Gaussian PSFs, in closed form, with a masked strip."""
+def make_stack(
+    seed: int, sources: list[tuple[float, float, float]], sigma: float = 0.3, variance: float = 0.0
+) -> ExposureStack:
+    """Draw four exposures of Gaussian PSFs, in closed form, with a masked strip.
+
+    Sources are points, or Gaussians with a variance (px^2).
+    """
     rng = np.random.default_rng(seed)
     widths = np.array([3.0, 3.6, 4.2, 4.8]) / 2.35482
     y, x = np.mgrid[:SIZE, :SIZE]
     image = rng.normal(size=(4, SIZE, SIZE)) * sigma
     for px, py, flux in sources:
-        for t, w in enumerate(widths):
+        for t, w in enumerate(np.sqrt(widths**2 + variance)):
             image[t] += flux / (2 * np.pi * w**2) * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * w**2))
     good = np.ones(image.shape, dtype=bool)
     good[0, 30:50] = False
@@ -236,6 +241,48 @@ def test_realizations_of_a_restoration_predict_its_aperture_fluxes() -> None:
             widths.append(interval.error)
     assert np.mean(misses) < 0.2
     assert 0.5 < np.median(widths) / 1.4 < 2.0
+
+
+GRID = [(20.3 + 28 * i, 20.7 + 28 * j) for i in range(3) for j in range(3)]
+
+
+def test_intervals_cover_pixels_of_galaxies() -> None:
+    """A galaxy in the restored image is specks; realizations are to know that it is none in truth."""
+    variance, flux = 3.0, 150.0
+    inside, off, known = [], [], []
+    for seed in range(4):
+        stack = make_stack(seed + 30, [(x, y, flux) for x, y in GRID], variance=variance)
+        result = restore(stack, "imagemm", n_realizations=8, generator=torch.Generator().manual_seed(seed))
+        model = ErrorModel.from_restoration(result)
+        total = variance + (2.0 / 2.35482) ** 2
+        for x, y in GRID:
+            for row, column in ((round(y), round(x)), (round(y) + 1, round(x) - 1)):
+                square = (column - x) ** 2 + (row - y) ** 2
+                truth = flux / (2 * np.pi * total) * np.exp(-0.5 * square / total)
+                interval = [model.interval(np.ones((1, 1)), p, corner=(row, column)) for p in (0.68, 0.95)]
+                inside.append([i.low <= truth <= i.high for i in interval])
+                off.append(interval[0].value - truth)
+                known.append(float(result.noise_realizations[:, row, column].mean()))
+    narrow, wide = np.mean(inside, axis=0)
+    assert 0.52 < narrow < 0.84
+    assert wide > 0.85
+    assert np.corrcoef(off, known)[0, 1] > 0.5
+
+
+def test_a_bright_star_that_is_no_point_is_not_smoothed() -> None:
+    stack = make_stack(7, [(x, y, 150.0) for x, y in GRID])
+    result = restore(stack, "imagemm", n_realizations=8, point_threshold=1e4)
+    model = ErrorModel.from_restoration(result)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    pull, inside = [], []
+    for px, py in GRID:
+        psf = np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * (2.0 / 2.35482) ** 2))
+        weights = psf * psf.sum() / (psf**2).sum()
+        interval = model.interval(weights, 0.95)
+        inside.append(interval.low <= 150.0 <= interval.high)
+        pull.append(interval.bias / interval.error)
+    assert np.mean(inside) > 0.7
+    assert np.abs(pull).mean() < 3.0
 
 
 def test_variance_of_a_sky_of_specks_is_as_even_as_the_exposures() -> None:

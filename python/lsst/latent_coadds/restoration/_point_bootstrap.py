@@ -19,6 +19,7 @@ import torch
 from ._accelerated import STRUCTURE, AcceleratedFit, sky_price
 from ._fidelity import HuberFidelity
 from ._fit import evaluate
+from ._likely_structure import LikelyStructure
 from ._peaks import local_maximum
 from ._place_likelihood import PlaceLikelihood
 from ._point_finder import PointFinder
@@ -53,8 +54,12 @@ class PointBootstrap:
 
     Notes
     -----
-    The sky consists of the points, of the corrected latent image where the
-    matched filter finds something besides, and of nothing else. From the data
+    The sky consists of the points, of smooth sources where the matched filter
+    finds something besides (or of the corrected latent image, if that is no
+    smooth source: see `LikelyStructure`), and of nothing else. The sources are
+    others in each realization, as far as the exposures leave that open: the
+    fit starts from the latent image there, so its noise is in all of them,
+    and their mean knows what it is. From the data
     of each realization points are found and measured anew, so that their
     places and fluxes err as those of the result do, and sources close to the
     threshold are lost now and then. What the matched filter finds closely
@@ -82,12 +87,12 @@ class PointBootstrap:
         self.structure = local_maximum(
             (self._matched.significance(signal) > _THRESHOLD).to(signal.real), GROWTH
         )
-        self._broad = operator.transform(operator.untransform(corrected) * self.structure)
+        self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
+        self._latent = operator.untransform(corrected) * self.structure
+        self._found, self._signal, self._spread = solution.points, signal, spread
         self.missed = find_missed(solution.matched, signal, self.structure, settings.point_threshold)
         self._points = solution.points.join(self.missed)
-        self._known = self._quadratic.select(solution.fit.coefficients, self.structure)
         self._places, self._missed_places = self._find_places(solution)
-        self.sky = self._matched.light(self._points) + self._broad
 
     def _find_places(self, solution: AcceleratedFit) -> tuple[PlaceLikelihood, PlaceLikelihood]:
         """Return the likelihoods of the places of the points that were found, and of those that were not."""
@@ -126,17 +131,37 @@ class PointBootstrap:
             What the images differ from their truth by. Their mean is the
             bias that is to be expected.
         """
-        fwhm = self._settings.target_fwhm
-        broad = narrow(self._broad)
-        errors = []
-        for problem in replicate(self._operator, self.sky, self._fidelity, n_realizations, generator):
+        matched, fwhm = self._matched, self._settings.target_fwhm
+        if n_realizations == 0:
+            return self._latent.new_zeros((0, *self._operator.shape))
+        structure, errors = self._find_structure(), []
+        for _ in range(n_realizations):
+            smooth, replaced = structure.draw(generator)
+            rest = structure.light(smooth) + self._operator.transform(self._latent * structure.rough)
+            points = self._points.without(replaced)
+            sky = matched.light(points) + rest
+            (problem,) = replicate(self._operator, sky, self._fidelity, 1, generator)
             again, others, transform, gradient = self.refit(problem)
-            again, likely = self._move(again, generator)
-            image = self._matched.render(again.join(others), fwhm) + narrow(correct(transform, gradient))
-            errors.append(image - self._matched.render(likely, fwhm) - broad)
-        return torch.stack(errors) if errors else broad.new_zeros((0, *broad.shape))
+            again, likely = self._move(again, points, generator)
+            image = matched.render(again.join(others), fwhm) + narrow(correct(transform, gradient))
+            errors.append(image - matched.render(likely, fwhm) - narrow(rest))
+        return torch.stack(errors)
 
-    def _move(self, again: PointSources, generator: torch.Generator) -> tuple[PointSources, PointSources]:
+    def _find_structure(self) -> LikelyStructure:
+        """Return what may be behind the light that is no point."""
+        return LikelyStructure(
+            self._matched,
+            self._spread,
+            self._fidelity,
+            self._signal,
+            self.structure,
+            self._quadratic.combine(self._known),
+            self._found,
+        )
+
+    def _move(
+        self, again: PointSources, points: PointSources, generator: torch.Generator
+    ) -> tuple[PointSources, PointSources]:
         """Return points of other data and of the sky with places as uncertain as they are.
 
         A point that was found errs in its place. Of one that was missed, and
@@ -152,7 +177,7 @@ class PointBootstrap:
         likely = PointSources(
             torch.where(lost, anew.x, at.x), torch.where(lost, anew.y, at.y), torch.where(lost, flux, at.flux)
         )
-        return self._places.move(found, generator).join(missed), self._points.select(every[:n]).join(likely)
+        return self._places.move(found, generator).join(missed), points.select(every[:n]).join(likely)
 
     def refit(self, problem: HuberFidelity) -> tuple[PointSources, PointSources, torch.Tensor, torch.Tensor]:
         """Fit data of the sky.

@@ -58,6 +58,10 @@ class PointSources:
         """Return those for which a tensor (n,) of bool is `True`."""
         return PointSources(self.x[which], self.y[which], self.flux[which])
 
+    def without(self, which: torch.Tensor) -> PointSources:
+        """Return as many points, of which those with the given indices have no flux."""
+        return dataclasses.replace(self, flux=self.flux.index_fill(0, which, 0.0))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Profile:
@@ -333,6 +337,25 @@ class MatchedFilter:
         score = self.at(self.operator.untransform(self._bow * left), points)
         variance = self.precision * self._here(points, lambda k: k.bow / k.precision)
         return score / (variance * self.share(points)).sqrt()
+
+    def log_likelihood(self, left: torch.Tensor, points: PointSources, variance: float) -> torch.Tensor:
+        """Return the logarithms (n,) of the likelihoods of sources with a width over those of none.
+
+        Parameters
+        ----------
+        left : `torch.Tensor`
+            What `left` returns where the model has the points.
+        points : `PointSources`
+            The points.
+        variance : `float`
+            Variance (px^2 per axis) of round Gaussian profiles, the fluxes of which fit best.
+        """
+        profile = torch.exp(0.5 * variance * self._bow)
+        shape = self.operator.fft_shape
+        own, square = (float(value_at_origin(self._response * profile**k, shape)) for k in (1, 2))
+        share = self.share(points)
+        value = (self.value(profile * left, points) / share + points.flux * own).clamp_min(0.0)
+        return 0.5 * share * value**2 / square
 
     def at(self, image: torch.Tensor, points: PointSources) -> torch.Tensor:
         """Return an image (latent shape) at the pixels nearest to points."""

@@ -28,6 +28,12 @@ squared bias; the share of the variance that stays in any case; and the largest 
 that curvature makes, in units of the variance (both on the asinh scale).
 """
 
+_HIGH, _LOW = (0.5, 1.0), (1.0, 2.0)
+"""Means of errors, over their scatter, from the first of which on they begin to count as
+differences, and from the second on do: where realizations are too high, and where they are
+too low, as errors of places make them, too.
+"""
+
 
 @functools.cache
 def student_quantile(probability: float, n_degrees: float) -> float:
@@ -96,6 +102,24 @@ def student_interval(
     -----
     See `ErrorModel`.
     """
+    mean, scatter = float(errors.mean()), float(errors.std(ddof=1))
+    first, last = _HIGH if mean > 0.0 else _LOW
+    t = min(max((abs(mean) - first * scatter) / max((last - first) * scatter, 1e-300), 0.0), 1.0)
+    share = t * t * (3.0 - 2.0 * t)
+    factors = _scaled_interval(value, errors, level, soft, more)
+    if share == 0.0:
+        return factors
+    # What is off by more than it scatters is not off by a factor.
+    bias, *others = _scaled_interval(value - mean, errors - mean, level, soft, more)
+    pairs = zip(factors, (bias + mean, *others), strict=True)
+    bias, error, low, high = (f + share * (d - f) for f, d in pairs)
+    return bias, error, low, high
+
+
+def _scaled_interval(
+    value: float, errors: np.ndarray, level: float, soft: float, more: float
+) -> tuple[float, float, float, float]:
+    """Return what `student_interval` does, with all errors on an asinh scale."""
     n = len(errors)
     soft = max(soft, 1e-9 * (abs(value) + float(np.abs(errors).max())), 1e-300)
     middle = math.asinh(value / soft)
