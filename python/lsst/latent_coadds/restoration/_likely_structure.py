@@ -172,7 +172,7 @@ def _find_odds(matched: MatchedFilter, left: torch.Tensor, points: PointSources)
     gains = torch.stack([matched.log_likelihood(left, points, size) - star for size in sizes])
     strength = points.flux / matched.flux_errors(points)
     asked = (strength > _STRENGTH[0]) & (strength < _STRENGTH[1])
-    asked &= ~has_neighbour(points, 2.0 * matched.resolution, math.inf)
+    asked &= ~has_neighbour(points, 2.0 * matched.resolutions(points), math.inf)
     return torch.where(asked, gains.clamp_max(_MOST_GAIN).exp().mean(dim=0), 0.0)
 
 
