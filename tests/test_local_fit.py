@@ -170,7 +170,7 @@ def test_a_close_pair_does_not_depend_on_single_precision(monkeypatch: pytest.Mo
     monkeypatch.setattr(accelerated, "fit_places", spy)
     stack = make_stack(False, latent=320)
     # Stars of pixels, which take long to settle.
-    settings = ImageMMSettings(target_fwhm=2.5, point_threshold=0.0, settled=0.0003, n_realizations=0)
+    settings = ImageMMSettings(target_fwhm=2.5, point_threshold=0.0, n_realizations=0)
     images = [
         restore_imagemm(
             stack.to(device="cpu", dtype=dtype), settings, generator=torch.Generator().manual_seed(1)
