@@ -174,7 +174,8 @@ class _Monitor:
         entry = {"iteration": iteration, "objective": objective}
         if self.held_out is not None:
             entry["held_out"] = self.held_out.look(solution)
-        self.latest.append(solution[1])
+        if self.settling is not None:
+            self.latest.append(solution[1])
         entry["seconds"] = time.perf_counter() - self.start
         self.history.append(entry)
         if self.progress is not None:

@@ -166,7 +166,7 @@ class LikelyStructure:
 
 def _find_odds(matched: MatchedFilter, left: torch.Tensor, points: PointSources) -> torch.Tensor:
     """Return the odds (n,) that points are galaxies, 0 where that is not asked."""
-    largest = _LARGEST_SIZE * matched.resolution**2 / (4.0 * math.pi)
+    largest = _LARGEST_SIZE * matched.psf_variance
     star = matched.log_likelihood(left, points, 0.0)
     sizes = [largest * (k + 0.5) / _SIZES for k in range(_SIZES)]
     gains = torch.stack([matched.log_likelihood(left, points, size) - star for size in sizes])

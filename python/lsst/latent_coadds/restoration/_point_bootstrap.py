@@ -135,9 +135,10 @@ class PointBootstrap:
         if n_realizations == 0:
             return self._latent.new_zeros((0, *self._operator.shape))
         structure, errors = self._find_structure(), []
+        rough = self._operator.transform(self._latent * structure.rough)
         for _ in range(n_realizations):
             smooth, replaced = structure.draw(generator)
-            rest = structure.light(smooth) + self._operator.transform(self._latent * structure.rough)
+            rest = structure.light(smooth) + rough
             points = self._points.without(replaced)
             sky = matched.light(points) + rest
             (problem,) = replicate(self._operator, sky, self._fidelity, 1, generator)

@@ -121,7 +121,9 @@ class MatchedFilter:
         profile = self._measure(quadratic.curvature)
         self.precision, self.resolution, self.bend = profile.precision, profile.resolution, profile.bend
         self._local = quadratic.local
-        self._profiles = [self._measure(curvature) for curvature in self._local.shapes]
+        self._profiles = [
+            profile if shape is quadratic.curvature else self._measure(shape) for shape in self._local.shapes
+        ]
         self._ratios = [k.precision / k.square * profile.square / profile.precision for k in self._profiles]
         self.coverage = None if coverage is None else self.of_points(coverage)
         self._filled = coverage if self.coverage is None else share_at_least(self.coverage, _LEAST_FILLED)
@@ -141,8 +143,6 @@ class MatchedFilter:
 
     def _here(self, points: PointSources, measure: Callable[[_Profile], float]) -> torch.Tensor:
         """Return what K has at points, (n,)."""
-        if len(self._profiles) == 1:
-            return torch.full_like(points.flux, measure(self._profiles[0]))
         total = torch.zeros_like(points.flux)
         for part, profile in zip(self._local.parts, self._profiles, strict=True):
             total += measure(profile) * self.at(part, points)
@@ -150,7 +150,7 @@ class MatchedFilter:
 
     def of_points(self, share: torch.Tensor) -> torch.Tensor:
         """Return shares (latent shape) of the sum of squared kernels as shares of the precision of points."""
-        return share * (self._ratios[0] if len(self._ratios) == 1 else self._local.value(self._ratios))
+        return share * self._local.value(self._ratios)
 
     def bends_expected(self, points: PointSources) -> tuple[torch.Tensor, torch.Tensor]:
         """Return ``bend`` (n,) as the exposures at points have it, along x and y."""
@@ -170,6 +170,11 @@ class MatchedFilter:
     def finds(self, threshold: float) -> bool:
         """Return whether there can be points: a threshold, and PSFs that tell places between pixels."""
         return threshold > 0.0 and self.resolution >= _LEAST_RESOLUTION
+
+    @property
+    def psf_variance(self) -> float:
+        """Variance (px^2 per axis) of a Gaussian with the area of the PSF."""
+        return self.resolution**2 / (4.0 * math.pi)
 
     @property
     def weight(self) -> float:

@@ -214,7 +214,7 @@ class SmoothSourceFit:
 
     def _dimming(self) -> float:
         """Return the flux of a first source over that of a point with the same peak, for Gaussian PSFs."""
-        return 1.0 + 0.5 * _FIRST**2 / (self._matched.resolution**2 / (4.0 * math.pi))
+        return 1.0 + 0.5 * _FIRST**2 / self._matched.psf_variance
 
     def gradient(self, s: SmoothSources, besides: torch.Tensor) -> torch.Tensor:
         """Return the padded transform of the gradient for sources and other light (padded transform)."""

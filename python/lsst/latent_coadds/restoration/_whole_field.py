@@ -101,14 +101,13 @@ class WholeField:
         power = transfer.real**2 + transfer.imag**2
         index = torch.arange(1 - size, size)
         rows, columns = (index % n for n in fft_shape)
+        places = (rows[:, None] * fft_shape[1] + columns).reshape(-1)
         result = []
         for chosen in weights:
             sums = torch.fft.irfft2(torch.tensordot(chosen, power, dims=1), s=(reach, reach))
             plane = torch.zeros(fft_shape, dtype=torch.float64)
-            places = rows[:, None] * fft_shape[1] + columns
-            plane.view(-1).index_add_(
-                0, places.reshape(-1), torch.roll(sums, (size - 1, size - 1), dims=(0, 1)).reshape(-1)
-            )
+            centred = torch.roll(sums, (size - 1, size - 1), dims=(0, 1))
+            plane.view(-1).index_add_(0, places, centred.reshape(-1))
             result.append(torch.fft.rfft2(plane).real)
         return result
 
@@ -144,8 +143,7 @@ class WholeField:
             return [mean], [self.weights], 0
         below, above = (_between(mean, end) for end in (least, most))
         levels = [*reversed(below), mean, *above]
-        weights = [self._tilted(sharpness, level) for level in levels]
-        weights[len(below)] = self.weights
+        weights = [self.weights if level == mean else self._tilted(sharpness, level) for level in levels]
         return levels, weights, len(below)
 
     def _tilted(self, sharpness: torch.Tensor, level: float) -> torch.Tensor:
