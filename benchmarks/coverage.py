@@ -13,15 +13,17 @@ Many small fields with known truth, one table per restorer, one command::
     python benchmarks/coverage.py --methods direct imagemm --fields 84
 
 A field has isolated stars of S/N 5 to 100, Gaussian galaxies, places of empty
-sky, 8 to 10 exposures with a seeing of 0.5 to 1.0 arcsec, and masks. The truth
-of a restored image is the sky at the target PSF; that of the plain coadd is
-the same coadd without noise. Needs torch and numpy alone.
+sky away from all sources and between them, 8 to 10 exposures with a seeing of
+0.5 to 1.0 arcsec, and masks. The truth of a restored image is the sky at the
+target PSF; that of the plain coadd is the same coadd without noise. Needs
+torch and numpy alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
@@ -36,10 +38,16 @@ from lsst.latent_coadds.qa import aperture_weights, format_table, shift_kernel
 from lsst.latent_coadds.restoration import ErrorModel, ExposureStack, Restoration, restore
 
 SIGNAL_TO_NOISE = (0, 5, 10, 20, 50, 100)
-"""Those of stars; 0 is a place in the sky."""
+"""Those of stars; where it is 0 there is none."""
 
 LEVELS = (0.68, 0.95)
 BOUNDS = (0.04, 0.025)
+
+SKY = {0: (18.0, math.inf), -1: (8.0, 18.0)}
+"""Distances in px from the nearest source of places in the sky, by what stands for their S/N."""
+
+N_SKY = 16
+"""Places of either kind in a field."""
 
 HALF = 9
 """Half the width of the stamps that are measured on."""
@@ -53,14 +61,33 @@ whether it contains the truth, half widths, and the true error.
 
 
 def make_field(seed: int, size: int) -> tuple[Field, np.ndarray]:
-    """Return a field, and what is to be measured: rows of sources and of sky."""
+    """Return a field, and what is to be measured: rows of sources and of sky.
+
+    Some places of the grid have no source.
+    """
     maker = FieldMaker(seed, size=size, n_exposures=8 + seed % 3)
     positions = maker.grid(24.0)
     n = len(positions) // 7
     targets = np.concatenate(
         [maker.galaxies(positions[:n], (20, 50, 100)), maker.stars(positions[n:], SIGNAL_TO_NOISE)]
     )
-    return maker.draw(targets[targets[:, 2] > 0], maker.masks(3)), targets
+    sources = targets[targets[:, 2] > 0]
+    sky = [find_sky(seed, size, sources, kind) for kind in SKY]
+    return maker.draw(sources, maker.masks(3)), np.concatenate([sources, *sky])
+
+
+def find_sky(seed: int, size: int, sources: np.ndarray, kind: int) -> np.ndarray:
+    """Return rows of places in the sky, as far from sources as one of the `SKY` has it."""
+    rng = np.random.default_rng([seed, kind + 1])
+    line = np.arange(HALF + 5.0, size - HALF - 5.0, 6.0)
+    places = np.array([(x, y) for y in line for x in line])
+    places += rng.uniform(-0.5, 0.5, places.shape)
+    distance = np.hypot(*(places[:, None, k] - sources[:, k] for k in (0, 1))).min(axis=1)
+    least, most = SKY[kind]
+    places = rng.permutation(places[(distance >= least) & (distance < most)])[:N_SKY]
+    rows = np.zeros((len(places), 7))
+    rows[:, :2], rows[:, 2] = places, kind
+    return rows
 
 
 def make_stack(field: Field) -> ExposureStack:
@@ -141,6 +168,13 @@ def run_field(task: tuple[str, int, int, int, bool]) -> tuple[str, list[Row], li
     return method, rows, seconds
 
 
+def describe(kind: str, s: int) -> str:
+    """Return the name of what was measured."""
+    if kind != "sky":
+        return f"{kind} {s}"
+    return "sky" if s == 0 else "sky, {:.0f}-{:.0f} px from sources".format(*SKY[s])
+
+
 def tabulate(rows: list[Row]) -> str:
     """Return a table of coverage."""
     cells: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
@@ -162,8 +196,7 @@ def tabulate(rows: list[Row]) -> str:
         spread = np.sqrt((off**2).mean())
         half = np.sqrt((widths[:, 0] ** 2).mean())
         lines.append(
-            [name, kind if kind == "sky" else f"{kind} {s}", n, *entries, f"{off.mean():+.3f}"]
-            + [f"{spread:.3f}", f"{half:.3f}"]
+            [name, describe(kind, s), n, *entries, f"{off.mean():+.3f}"] + [f"{spread:.3f}", f"{half:.3f}"]
         )
     header = ["measurement", "of", "n", "68 %", "95 %", "mean error", "rms error", "half width"]
     return format_table(header, lines)

@@ -108,7 +108,7 @@ def test_smooth_sources_are_off_by_what_is_drawn() -> None:
         fit, found = fit_sources(make_stack(seed, [(x, y, 90.0, *SHAPE) for x, y in places], 0.25))
         information, root = fit.root(found)
         noise = torch.randn(400, len(found), 6, generator=generator, dtype=torch.float64)
-        drawn = torch.stack([fit.move(found, information, root, n).values[:, :6] for n in noise])
+        drawn = torch.stack([fit.move(found, information, root, n[:, None]).values[:, :6] for n in noise])
         truth = torch.tensor([(x, y, 90.0, *SHAPE) for x, y in places], dtype=torch.float64)
         truth[:, :2] += fit._operator.margin
         order = torch.cdist(found.values[:, :2], truth[:, :2]).argmin(dim=1)
@@ -120,7 +120,22 @@ def test_smooth_sources_are_off_by_what_is_drawn() -> None:
     assert float((spread.mean() - 1.0).abs()) < 0.15
 
 
-@pytest.mark.parametrize(("variance", "flux", "low", "high"), [(0.0, 1.0, 0.0, 0.25), (1.6, 1.3, 1.0, 1e9)])
+def test_drawn_shapes_are_no_lines() -> None:
+    fit, found = fit_sources(make_stack(5, [(48.3, 60.6, 20.0, 0.7, 0.0, 0.7)], 0.25))
+    information, root = fit.root(found)
+    noise = torch.randn(300, 1, 12, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def lines(n_draws: int) -> float:
+        drawn = torch.cat([fit.move(found, information, root, n[:, :n_draws]).values for n in noise])
+        xx, xy, yy = drawn[:, 3:6].unbind(1)
+        return float((xx * yy - xy**2 < 1e-6).double().mean())
+
+    # The best shape is no line, but many draws are.
+    assert lines(1) > 0.3
+    assert lines(12) < 0.02
+
+
+@pytest.mark.parametrize(("variance", "flux", "low", "high"), [(0.0, 1.0, 0.0, 1.25), (1.6, 1.3, 5.0, 1e9)])
 def test_a_wide_point_may_be_a_galaxy(variance: float, flux: float, low: float, high: float) -> None:
     star = make_filter(make_stack(0, [], 0.3))[0].flux_error * 15.0 * flux
     stack = make_stack(2, [(48.4, 60.3, star, variance, 0.0, variance)], 0.3, drawn=0.0)

@@ -48,8 +48,14 @@ ones tells more of errors of PSFs.
 _LARGEST_SIZE, _SIZES = 1.0, 10
 """Variance of galaxies that look like points, at most, over that of the PSF, and how many are tried."""
 
+_GALAXIES_PER_STAR = 5.0
+"""Galaxies for each star away from the Milky Way, where they are not told apart at a glance."""
+
 _LEAST_ODDS, _MOST_GAIN = 1.0 / 3.0, 50.0
 """Odds below which a point is a point; and logarithm of a ratio of likelihoods that is enough."""
+
+_DRAWS = 12
+"""Draws of a source, of which the first with a shape that there can be counts."""
 
 
 class LikelyStructure:
@@ -84,9 +90,9 @@ class LikelyStructure:
     sources: ``rough`` is 1 in structure around, and 0 elsewhere.
 
     A point that is rather wide may be a galaxy. With the flux that fits best
-    for each size, as many galaxies as stars, and all variances up to that of
-    the PSF as likely, the odds are the mean over these variances of the
-    likelihood over that of a point. (The score of the width at a point does
+    for each size, five galaxies for each star, and all variances up to that of
+    the PSF as likely, the odds are five times the mean over these variances of
+    the likelihood over that of a point. (The score of the width at a point does
     not do: the likelihood of a galaxy has its maximum far from there.)
     """
 
@@ -152,7 +158,7 @@ class LikelyStructure:
         """
         n = len(self._chance)
         chance = torch.rand(n, 2, generator=generator, dtype=torch.float64).to(self._weights)
-        noise = torch.randn(n, 6, generator=generator, dtype=torch.float64).to(self._weights)
+        noise = torch.randn(n, _DRAWS, 6, generator=generator, dtype=torch.float64).to(self._weights)
         which = (chance[:, :1] > self._weights.cumsum(dim=1)[:, :-1]).sum(dim=1)
         moved = [self._fit.move(p, *r, noise) for p, r in zip(self._profiles, self._roots, strict=True)]
         is_there = chance[:, 1] < self._chance
@@ -173,7 +179,8 @@ def _find_odds(matched: MatchedFilter, left: torch.Tensor, points: PointSources)
     strength = points.flux / matched.flux_errors(points)
     asked = (strength > _STRENGTH[0]) & (strength < _STRENGTH[1])
     asked &= ~has_neighbour(points, 2.0 * matched.resolutions(points), math.inf)
-    return torch.where(asked, gains.clamp_max(_MOST_GAIN).exp().mean(dim=0), 0.0)
+    odds = _GALAXIES_PER_STAR * gains.clamp_max(_MOST_GAIN).exp().mean(dim=0)
+    return torch.where(asked, odds, 0.0)
 
 
 def _find_rough(gain: torch.Tensor, structure: torch.Tensor) -> torch.Tensor:

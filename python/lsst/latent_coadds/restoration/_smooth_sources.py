@@ -314,10 +314,15 @@ class SmoothSourceFit:
             The sources.
         information, root : `torch.Tensor`, shape (n, 6, 6)
             What `root` returns.
-        noise : `torch.Tensor`, shape (n, 6)
-            Standard Gaussian noise.
+        noise : `torch.Tensor`, shape (n, k, 6)
+            Standard Gaussian noise. The first of the k with which a covariance
+            is positive definite counts, for to take the nearest one that there
+            can be would make lines and points of many.
         """
-        return _follow(s, (root @ noise[:, :, None])[:, :, 0], information)
+        moves = noise @ root.mT
+        xx, xy, yy = (s.values[:, None, 3:6] + moves[:, :, 3:]).unbind(-1)
+        first = ((xx > 0.0) & (xx * yy > xy**2)).int().argmax(dim=1)
+        return _follow(s, moves[torch.arange(len(s), device=first.device), first], information)
 
 
 def _normalise(information: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
