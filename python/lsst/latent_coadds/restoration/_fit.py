@@ -200,16 +200,16 @@ class _Monitor:
     def _has_settled(self) -> bool:
         """Return whether no place in the image asks for more; if some do, the others are fixed."""
         assert self.settling is not None
-        if len(self.history) > self.settling.longest:
-            return True
+        last = len(self.history) > self.settling.longest
         if len(self.latest) <= SETTLING_UPDATES:
-            return False
+            return last
         self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
         if self.unsettled is None:
             return True
         if self.held_out is None:
-            self.windows = self.settling.windows(self.unsettled)
-        return False
+            # Whether a place goes on to its end must not depend on how many others do.
+            self.windows = self.settling.windows(self.unsettled, at_any_cost=last)
+        return last
 
     def finish(self, solution: _Solution, iteration: int) -> Fit:
         """Return the last solution, or the best one for held-out pixels."""

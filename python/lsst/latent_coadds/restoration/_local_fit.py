@@ -21,7 +21,7 @@ from ._proximal import NonNegativeQuadratic
 from ._sampling import FrameSampler
 from ._settings import ImageMMSettings
 from ._settling import Settling
-from ._windows import LocalWindow
+from ._windows import LocalWindow, group_windows
 
 _View = tuple[slice, slice]
 
@@ -73,18 +73,19 @@ def fit_places(
     """
     operator = quadratic.operator
     settings = dataclasses.replace(settings, n_steps=_INNER_STEPS, n_block=_BLOCK)
-    parts = [_Part(operator, fidelity, window) for window in windows]
     light = operator.lift(quadratic.combine(coefficients))
-    for which in operator.chunks():
-        for t, model in zip(range(which.start, which.stop), operator.predict(light, which), strict=True):
-            for part in parts:
-                part.subtract(t, model)
     free = quadratic.spread(places) > 0.0
     result, n_updates, converged = coefficients.clone(), 0, True
-    for part in parts:
-        index, fit = part.fit(quadratic, coefficients, free, settings, settling)
-        result[index] = fit.coefficients.to(result)
-        n_updates, converged = max(n_updates, fit.n_iterations), converged and fit.converged
+    for group in group_windows(operator, windows):
+        parts = [_Part(operator, fidelity, window) for window in group]
+        for which in operator.chunks():
+            for t, model in zip(range(which.start, which.stop), operator.predict(light, which), strict=True):
+                for part in parts:
+                    part.subtract(t, model)
+        for part in parts:
+            index, fit = part.fit(quadratic, coefficients, free, settings, settling)
+            result[index] = fit.coefficients.to(result)
+            n_updates, converged = max(n_updates, fit.n_iterations), converged and fit.converged
     transform = quadratic.combine(result)
     objective, gradient = evaluate(operator, fidelity, transform)
     objective += quadratic.penalty(result)

@@ -150,8 +150,8 @@ class ImageMMSettings(_Checked):
         0.003,
         "Accelerated form: a place is left as it is when ten updates change neither the height of a star "
         "there by more than this many sigma, nor the flux in an aperture by more than four times as many. "
-        "When few places are left they go on in windows of their own; when many are, the fit stops after "
-        "100 updates. 0 asks for `tolerance` instead.",
+        "When few places are left, or after 100 updates, they go on in windows of their own. "
+        "0 asks for `tolerance` instead.",
         min=0.0,
     )
     n_block: int = _setting(

@@ -99,7 +99,7 @@ class Settling:
 
     @property
     def longest(self) -> int:
-        """Updates after which to stop even if some places have not settled."""
+        """Updates after which places that have not settled go on in windows, even if they are many."""
         return sys.maxsize if self._is_part else _LONGEST
 
     def part(self, operator: ConvolutionOperator, corner: tuple[int, int]) -> Settling:
@@ -112,9 +112,11 @@ class Settling:
             part._share = self._share[rows, columns]
         return part
 
-    def windows(self, places: torch.Tensor) -> list[LocalWindow] | None:
-        """Return windows (see `plan_windows`) around places (latent shape), if they are few."""
-        return None if self._is_part else plan_windows(self._operator, places, self._scale, self._around)
+    def windows(self, places: torch.Tensor, *, at_any_cost: bool = False) -> list[LocalWindow] | None:
+        """Return windows (see `plan_windows`) around places (latent shape), if they are worth it."""
+        if self._is_part:
+            return None
+        return plan_windows(self._operator, places, self._scale, self._around, at_any_cost=at_any_cost)
 
     def unsettled(self, change: torch.Tensor) -> torch.Tensor | None:
         """Return the places that still change, and what is near.

@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
-__all__ = ("LocalWindow", "plan_windows")
+__all__ = ("LocalWindow", "group_windows", "plan_windows")
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -53,7 +54,7 @@ class LocalWindow:
 
 
 def plan_windows(
-    operator: ConvolutionOperator, places: torch.Tensor, scale: float, gap: int
+    operator: ConvolutionOperator, places: torch.Tensor, scale: float, gap: int, *, at_any_cost: bool = False
 ) -> list[LocalWindow] | None:
     """Return windows around places.
 
@@ -67,24 +68,41 @@ def plan_windows(
         Standard deviation of the widest components of the latent image in pixels.
     gap : `int`
         Places that are as near to each other as this (px) share a window.
+    at_any_cost : `bool`, optional
+        Whether to return windows however many they are.
 
     Returns
     -------
     windows : `list` [ `LocalWindow` ] or `None`
-        `None` if they would cost half as much as the whole image, or more.
+        `None` if they would cost half as much as the whole image, or more;
+        at any cost, all but single ones of which that is true.
     """
     largest = _WORTH * math.prod(operator.fft_shape)
-    if int((places > 0.0).sum()) >= largest:
+    if int((places > 0.0).sum()) >= largest and not at_any_cost:
         return None
     reach = _kernel_reach(operator.kernels) + math.ceil(_REACH * scale)
     windows = [_surround(operator, box, reach) for box in _gather(places > 0.0, gap)]
     size, padding = operator.kernels.shape[-1], operator.padding
     if operator.sampler is not None:
         padding += 2 * operator.sampler.padding
-    pixels = sum(
-        math.prod(transform_shape(window.shape, operator.margin, size, padding)) for window in windows
-    )
-    return windows if pixels < largest else None
+    pixels = [math.prod(transform_shape(window.shape, operator.margin, size, padding)) for window in windows]
+    if at_any_cost:
+        return [window for window, n in zip(windows, pixels, strict=True) if n < largest]
+    return windows if sum(pixels) < largest else None
+
+
+def group_windows(operator: ConvolutionOperator, windows: Sequence[LocalWindow]) -> list[list[LocalWindow]]:
+    """Return windows in groups, of which the data of each are few enough to be held together."""
+    groups: list[list[LocalWindow]] = []
+    largest, held = _WORTH * math.prod(operator.shape), 0
+    for window in windows:
+        pixels = math.prod(window.shape)
+        if not groups or held + pixels > largest:
+            groups.append([])
+            held = 0
+        groups[-1].append(window)
+        held += pixels
+    return groups
 
 
 def _surround(operator: ConvolutionOperator, box: _Box, reach: int) -> LocalWindow:
