@@ -203,7 +203,7 @@ class _Monitor:
         last = len(self.history) > self.settling.longest
         if len(self.latest) <= SETTLING_UPDATES:
             return last
-        self.unsettled = self.settling.unsettled(self.latest[-1] - self.latest[0])
+        self.unsettled = self.settling.unsettled(self.latest)
         if self.unsettled is None:
             return True
         if self.held_out is None:

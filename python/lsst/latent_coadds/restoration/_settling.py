@@ -15,6 +15,7 @@ __all__ = ("SETTLING_UPDATES", "Settling")
 import copy
 import math
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -118,24 +119,36 @@ class Settling:
             return None
         return plan_windows(self._operator, places, self._scale, self._around, at_any_cost=at_any_cost)
 
-    def unsettled(self, change: torch.Tensor) -> torch.Tensor | None:
+    def unsettled(self, course: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return the places that still change, and what is near.
 
         Parameters
         ----------
-        change : `torch.Tensor`
-            Padded transform of the change of the latent image.
+        course : `~collections.abc.Sequence` [ `torch.Tensor` ]
+            Padded transforms of the latent image, before the updates that
+            are looked at and after each.
 
         Returns
         -------
         places : `torch.Tensor`, shape ``latent_shape``, or `None`
             1 there, 0 elsewhere, and at the border; `None` if all have settled.
+
+        Notes
+        -----
+        A place has settled when the updates stayed within the limits. With
+        momentum they go to and fro, and may end where they began.
         """
-        moved = torch.zeros(self._operator.latent_shape, device=change.device, dtype=change.real.dtype)
+        last = course[-1]
+        still = torch.zeros(self._operator.latent_shape, device=last.device, dtype=last.real.dtype)
+        moved = still
         for kernel in self._kernels:
-            moved = torch.maximum(moved, self._operator.untransform(change * kernel.to(change)).abs())
+            lowest = highest = still
+            for earlier in course:
+                apart = self._operator.untransform((earlier - last) * kernel.to(last))
+                lowest, highest = torch.minimum(lowest, apart), torch.maximum(highest, apart)
+            moved = torch.maximum(moved, highest - lowest)
         if self._share is not None:
-            moved *= self._share
+            moved = moved * self._share
         places = (moved > self._limit).to(moved) * self._inside(moved)
         return local_maximum(places, self._around) if bool(places.any()) else None
 
