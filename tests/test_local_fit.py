@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import galsim
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 
 from lsst.latent_coadds.restoration import ExposureStack, FrameGeometry, ImageMMSettings
 from lsst.latent_coadds.restoration import _accelerated as accelerated
+from lsst.latent_coadds.restoration import _settling as settling_module
 from lsst.latent_coadds.restoration._direct import direct_coadd
 from lsst.latent_coadds.restoration._fidelity import HuberFidelity
 from lsst.latent_coadds.restoration._filled import start_accelerated
@@ -32,11 +34,12 @@ from lsst.latent_coadds.restoration._point_sources import MatchedFilter
 from lsst.latent_coadds.restoration._proximal import NonNegativeQuadratic
 from lsst.latent_coadds.restoration._settings import DirectSettings
 from lsst.latent_coadds.restoration._settling import Settling
-from lsst.latent_coadds.restoration._windows import plan_windows
+from lsst.latent_coadds.restoration._windows import group_windows, plan_windows
 
 SIZE = 136
 FWHM = (4.0, 4.6, 5.2)
 STARS = ((60.3, 61.1, 4000.0), (66.2, 62.8, 1500.0), (110.2, 30.7, 900.0), (90.0, 110.4, 3000.0))
+PAIR = ((0.3, 1.1, 4000.0), (5.2, 2.8, 1500.0))
 SETTINGS = ImageMMSettings(tolerance=1e-9)
 
 
@@ -88,14 +91,14 @@ class Problem:
         return float(operator.untransform((one.transform - other.transform) * self.narrow).abs().max())
 
 
-def make_problem(stack: ExposureStack) -> Problem:
+def make_problem(stack: ExposureStack, limit: float = 1e-4) -> Problem:
     spread, _ = split_target(SETTINGS)
     operator = make_operator(stack, spread, SETTINGS.smooth_scale)
     quadratic = make_quadratic(operator, stack, spread, SETTINGS)
     matched = MatchedFilter(
         quadratic, spread, local_precision(quadratic, stack, share_seen(quadratic, stack))
     )
-    settling = Settling(matched, spread, SETTINGS.target_fwhm, quadratic.largest_scale, 1e-4)
+    settling = Settling(matched, spread, SETTINGS.target_fwhm, quadratic.largest_scale, limit)
     coadd = direct_coadd(stack, DirectSettings(clip=True))
     start = start_accelerated(stack, quadratic, coadd, 20)
     fidelity = HuberFidelity(stack.image, stack.inverse_variance.sqrt(), SETTINGS.huber_delta)
@@ -157,6 +160,53 @@ def test_windows_are_disjoint_and_hold_all_places() -> None:
     assert float(covered.max()) == 1.0
     assert bool((covered[places > 0.0] == 1.0).all())
     assert plan_windows(operator, torch.ones_like(places), 2.0, 10) is None
+    # The image is no window of itself at any cost either, but any number of smaller ones are.
+    assert plan_windows(operator, torch.ones_like(places), 2.0, 10, at_any_cost=True) == []
+    for x in range(20, 320, 60):
+        for y in range(20, 320, 60):
+            places = torch.maximum(places, place(problem, x, y, 5))
+    assert plan_windows(operator, places, 2.0, 10) is None
+    many = plan_windows(operator, places, 2.0, 10, at_any_cost=True)
+    assert many is not None and len(many) >= 25
+    groups = group_windows(operator, many)
+    assert [window for group in groups for window in group] == many
+    held = [sum(math.prod(window.shape) for window in group) for group in groups]
+    assert len(groups) > 1 and max(held) <= 0.5 * math.prod(operator.shape)
+
+
+def test_places_go_on_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When updates of the whole end, all that has not settled is left to windows, be they cheap or not."""
+    monkeypatch.setattr(settling_module, "_LONGEST", 20)
+    grid = [(x, y) for x in range(50, 320, 110) for y in range(50, 320, 110)]
+    pairs = tuple((x + dx, y + dy, flux) for x, y in grid for dx, dy, flux in PAIR)
+    monkeypatch.setattr(sys.modules[__name__], "STARS", pairs)
+    problem = make_problem(make_stack(False, latent=320), limit=1.0)
+    fit = fit_accelerated(
+        problem.fidelity, problem.quadratic, problem.start, SETTINGS, settling=problem.settling
+    )
+    assert fit.n_iterations == 20
+    assert fit.unsettled is not None and fit.windows is not None
+    assert problem.settling.windows(fit.unsettled) is None
+    left = fit.unsettled.clone()
+    for window in fit.windows:
+        rows, columns = (
+            slice(c + b.start, c + b.stop) for c, b in zip(window.corner, window.box, strict=True)
+        )
+        left[rows, columns] = 0.0
+    assert not bool(left.any())
+
+
+def test_what_goes_to_and_fro_has_not_settled() -> None:
+    problem = make_problem(make_stack(False))
+    operator = problem.quadratic.operator
+    begin = operator.transform(torch.zeros(operator.latent_shape))
+    there = operator.transform(100.0 * place(problem, 40, 60, 1))
+    course = [begin, begin + 0.5 * there, begin + there, begin + 0.5 * there, begin]
+    places = problem.settling.unsettled(course)
+    assert places is not None
+    assert bool((places[place(problem, 40, 60, 3) > 0.0] == 1.0).all())
+    assert float(places.mean()) < 0.5
+    assert problem.settling.unsettled([begin] * 3) is None
 
 
 def test_a_close_pair_does_not_depend_on_single_precision(monkeypatch: pytest.MonkeyPatch) -> None:

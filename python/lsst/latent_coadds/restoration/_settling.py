@@ -42,6 +42,9 @@ _FLUX_WEIGHT = 0.25
 sparse fields took 40 updates in place of 20.
 """
 
+_IN_WINDOWS = 1.0 / 3.0
+"""Limits in windows over those of the whole image: there is what creeps, and it begins at rest again."""
+
 SETTLING_UPDATES = 10
 """Updates whose change is looked at: in three of them what creeps hardly moves, and is far from its end."""
 
@@ -107,6 +110,7 @@ class Settling:
         """Return the same for a part of the latent image that begins at a corner (row, column)."""
         part = copy.copy(self)
         part._operator, part._border, part._is_part = operator, 0, True
+        part._limit = _IN_WINDOWS * self._limit
         part._kernels = [centred_rfft2(stamp.double(), operator.fft_shape).real for stamp in self._stamps]
         if self._share is not None:
             rows, columns = (slice(c, c + n) for c, n in zip(corner, operator.latent_shape, strict=True))
