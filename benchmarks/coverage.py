@@ -12,7 +12,7 @@ Many small fields with known truth, one table per restorer, one command::
 
     python benchmarks/coverage.py --methods direct imagemm --fields 84
 
-A field has isolated stars of S/N 5 to 100, Gaussian galaxies, places of empty
+A field has isolated stars of S/N 5 to 100, galaxies, places of empty
 sky away from all sources and between them, 8 to 10 exposures with a seeing of
 0.5 to 1.0 arcsec, and masks. The truth of a restored image is the sky at the
 target PSF; that of the plain coadd is the same coadd without noise. Needs
@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from fourier_scenes import Field, FieldMaker
+from fourier_scenes import PROFILES, Field, FieldMaker
 
 from lsst.latent_coadds.qa import aperture_weights, format_table, shift_kernel
 from lsst.latent_coadds.restoration import ErrorModel, ExposureStack, Restoration, restore
@@ -60,12 +60,12 @@ whether it contains the truth, half widths, and the true error.
 """
 
 
-def make_field(seed: int, size: int) -> tuple[Field, np.ndarray]:
+def make_field(seed: int, size: int, profile: str = "Gaussian") -> tuple[Field, np.ndarray]:
     """Return a field, and what is to be measured: rows of sources and of sky.
 
     Some places of the grid have no source.
     """
-    maker = FieldMaker(seed, size=size, n_exposures=8 + seed % 3)
+    maker = FieldMaker(seed, size=size, n_exposures=8 + seed % 3, profile=profile)
     positions = maker.grid(24.0)
     n = len(positions) // 7
     targets = np.concatenate(
@@ -147,11 +147,11 @@ def judge(
     return rows
 
 
-def run_field(task: tuple[str, int, int, int, bool]) -> tuple[str, list[Row], list[float]]:
+def run_field(task: tuple[str, int, int, int, str, bool]) -> tuple[str, list[Row], list[float]]:
     """Restore one field and judge it; also return CPU times."""
-    method, seed, size, n, compare = task
+    method, seed, size, n, profile, compare = task
     torch.set_num_threads(1)
-    field, targets = make_field(seed, size)
+    field, targets = make_field(seed, size, profile)
     stack = make_stack(field)
     settings: dict[str, Any] = {} if method == "direct" else {"n_realizations": n}
     start = time.process_time()
@@ -209,13 +209,14 @@ def main() -> None:
     parser.add_argument("--fields", type=int, default=84, help="number of fields")
     parser.add_argument("--first", type=int, default=0, help="seed of the first field")
     parser.add_argument("--size", type=int, default=160, help="width of a field in pixels")
+    parser.add_argument("--profile", choices=list(PROFILES), default="Gaussian", help="of galaxies")
     parser.add_argument("--realizations", type=int, default=16)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--save", type=Path, help="JSON file for the raw figures")
     arguments = parser.parse_args()
     seeds = range(arguments.first, arguments.first + arguments.fields)
     tasks = [
-        (method, seed, arguments.size, arguments.realizations, seed < arguments.first + 5)
+        (method, seed, arguments.size, arguments.realizations, arguments.profile, seed < arguments.first + 5)
         for method in arguments.methods
         for seed in seeds
     ]

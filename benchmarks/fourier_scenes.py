@@ -8,8 +8,8 @@
 
 """Simulated fields with known truth at the target PSF, with numpy alone.
 
-Sources are Gaussians of any size, points included, whose transforms are
-known; PSFs are Moffat profiles that are sampled three times per pixel. Nothing
+Sources are points, Gaussians and exponential profiles of any size, whose
+transforms are known; PSFs are Moffat profiles that are sampled three times per pixel. Nothing
 here comes from the package.
 """
 
@@ -32,6 +32,11 @@ _FINE = 3
 _WING = 32
 """Radius in pixels at which PSFs end."""
 
+PROFILES = {"Gaussian": (0.0, 1.0), "exponential": (2.0 / 3.0, 1.476)}
+"""Profiles of galaxies: t of a transform ``(1 + t q)**(-1 / t)``, where q is half of k C k
+with the covariance C, and the variance over that of a Gaussian with the same half-light radius.
+"""
+
 
 @dataclasses.dataclass
 class Field:
@@ -39,8 +44,9 @@ class Field:
 
     ``image``, ``variance``, ``good`` are (T, H, W); ``psf`` is (T, k, k) with
     sums of one. ``sources`` has rows of x, y, S/N, flux, and the covariance
-    xx, xy, yy in px^2; fluxes count within the stamps of the PSFs.
-    ``flux_error`` is the Cramer-Rao error of an isolated star without masks.
+    xx, xy, yy in px^2; fluxes count within the stamps of the PSFs. ``profile``
+    is one of the `PROFILES` of galaxies. ``flux_error`` is the Cramer-Rao
+    error of an isolated star without masks.
     """
 
     image: np.ndarray
@@ -51,19 +57,16 @@ class Field:
     sigma: np.ndarray
     flux_error: float
     sources: np.ndarray
+    profile: str = "Gaussian"
 
     def truth(self, fwhm: float = 2.0) -> np.ndarray:
         """Return the noiseless sky (H, W) at a Gaussian PSF, at pixel centres."""
-        y, x = np.mgrid[: self.image.shape[1], : self.image.shape[2]].astype(float)
+        size = self.image.shape[1]
+        fy, fx = _frequencies(size)
         spread = (fwhm / 2.3548200450309493) ** 2
-        total = np.zeros_like(x)
-        for px, py, _, flux, xx, xy, yy in self.sources:
-            xx, yy = xx + spread, yy + spread
-            determinant = xx * yy - xy**2
-            dx, dy = x - px, y - py
-            distance = (yy * dx**2 - 2.0 * xy * dx * dy + xx * dy**2) / determinant
-            total += flux / (2.0 * np.pi * np.sqrt(determinant)) * np.exp(-0.5 * distance)
-        return total
+        transform = _transform(self.sources, fy, fx, self.profile)
+        transform = transform * np.exp(-2.0 * np.pi**2 * spread * (fy**2 + fx**2))
+        return _FINE**2 * _at_pixels(transform, size)
 
 
 class FieldMaker:
@@ -77,15 +80,18 @@ class FieldMaker:
         Width of the field in pixels.
     n_exposures : `int`
         Number of exposures.
+    profile : `str`
+        Profile of galaxies, one of the `PROFILES`.
     """
 
-    def __init__(self, seed: int, *, size: int = 128, n_exposures: int = 9) -> None:
+    def __init__(
+        self, seed: int, *, size: int = 128, n_exposures: int = 9, profile: str = "Gaussian"
+    ) -> None:
         self.rng = rng = np.random.default_rng(seed)
-        self.size, self.n = size, n_exposures
+        self.size, self.n, self.profile = size, n_exposures, profile
         n = _FINE * (size + 2 * _WING)
         self._shape = (n, n)
-        # Cycles per pixel.
-        self._fy, self._fx = np.fft.fftfreq(n, 1.0 / _FINE)[:, None], np.fft.rfftfreq(n, 1.0 / _FINE)[None]
+        self._fy, self._fx = _frequencies(size)
         pixel = np.sinc(self._fy) * np.sinc(self._fx)
         self._transfer = np.stack([self._moffat() * pixel for _ in range(n_exposures)])
         self.sigma = rng.uniform(0.2, 0.32, n_exposures)
@@ -127,9 +133,9 @@ class FieldMaker:
         return np.column_stack([positions, s, s * self.flux_error, zero]).reshape(-1, 7)
 
     def galaxies(self, positions: np.ndarray, signal_to_noise: Sequence[float]) -> np.ndarray:
-        """Return rows of sources that are elliptical Gaussians, S/N that of a star of their flux."""
+        """Return rows of sources that are elliptical, S/N that of a star of their flux."""
         rows = self.stars(positions, signal_to_noise)
-        size = self.rng.uniform(1.0, 2.5, len(rows)) ** 2
+        size = PROFILES[self.profile][1] * self.rng.uniform(1.0, 2.5, len(rows)) ** 2
         e1, e2 = self.rng.uniform(-0.3, 0.3, (2, len(rows)))
         rows[:, 4:] = np.column_stack([size * (1.0 + e1), size * e2, size * (1.0 - e1)])
         return rows
@@ -151,18 +157,39 @@ class FieldMaker:
         image = clean + self.rng.normal(size=clean.shape) * self.sigma[:, None, None]
         variance = np.broadcast_to(self.sigma[:, None, None] ** 2, image.shape).copy()
         good = np.ones(image.shape, dtype=bool) if good is None else good
-        return Field(image, variance, good, self.psf, clean, self.sigma, self.flux_error, sources)
+        return Field(
+            image, variance, good, self.psf, clean, self.sigma, self.flux_error, sources, self.profile
+        )
 
     def _draw_clean(self, sources: np.ndarray) -> np.ndarray:
-        sky = np.zeros(self._transfer.shape[1:], dtype=complex)
-        points = (sources[:, 4:] == 0.0).all(axis=1)
-        for rows in (sources[points], *sources[~points][:, None]):
-            x, y = rows[:, 0] + _WING, rows[:, 1] + _WING
-            part = (np.exp(-2j * np.pi * self._fy * y) * rows[:, 3]) @ np.exp(-2j * np.pi * self._fx.T * x).T
-            if rows[0, 4:].any():
-                xx, xy, yy = rows[0, 4:]
-                form = xx * self._fx**2 + 2.0 * xy * self._fx * self._fy + yy * self._fy**2
-                part = part * np.exp(-2.0 * np.pi**2 * form)
-            sky += part
-        full = np.fft.irfft2(sky * self._transfer, self._shape)[:, ::_FINE, ::_FINE]
-        return full[:, _WING : _WING + self.size, _WING : _WING + self.size]
+        sky = _transform(sources, self._fy, self._fx, self.profile)
+        return _at_pixels(sky * self._transfer, self.size)
+
+
+def _frequencies(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return frequencies along y (n, 1) and x (1, m) in cycles per pixel, for fields of a width."""
+    n = _FINE * (size + 2 * _WING)
+    return np.fft.fftfreq(n, 1.0 / _FINE)[:, None], np.fft.rfftfreq(n, 1.0 / _FINE)[None]
+
+
+def _transform(sources: np.ndarray, fy: np.ndarray, fx: np.ndarray, profile: str) -> np.ndarray:
+    """Return the transform (n, m) of sources."""
+    peaked = PROFILES[profile][0]
+    sky = np.zeros((len(fy), fx.shape[1]), dtype=complex)
+    points = (sources[:, 4:] == 0.0).all(axis=1)
+    for rows in (sources[points], *sources[~points][:, None]):
+        x, y = rows[:, 0] + _WING, rows[:, 1] + _WING
+        part = (np.exp(-2j * np.pi * fy * y) * rows[:, 3]) @ np.exp(-2j * np.pi * fx.T * x).T
+        if rows[:1, 4:].any():
+            xx, xy, yy = rows[0, 4:]
+            q = 2.0 * np.pi**2 * (xx * fx**2 + 2.0 * xy * fx * fy + yy * fy**2)
+            part = part * (np.exp(-q) if peaked == 0.0 else (1.0 + peaked * q) ** (-1.0 / peaked))
+        sky += part
+    return sky
+
+
+def _at_pixels(transform: np.ndarray, size: int) -> np.ndarray:
+    """Return pixels (..., size, size) of what has a transform (..., n, m)."""
+    n = transform.shape[-2]
+    full = np.fft.irfft2(transform, (n, n))[..., ::_FINE, ::_FINE]
+    return full[..., _WING : _WING + size, _WING : _WING + size]
