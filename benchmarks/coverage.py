@@ -12,11 +12,11 @@ Many small fields with known truth, one table per restorer, one command::
 
     python benchmarks/coverage.py --methods direct imagemm --fields 84
 
-A field has isolated stars of S/N 5 to 100, galaxies, places of empty
-sky away from all sources and between them, 8 to 10 exposures with a seeing of
-0.5 to 1.0 arcsec, and masks. The truth of a restored image is the sky at the
-target PSF; that of the plain coadd is the same coadd without noise. Needs
-torch and numpy alone.
+A field has isolated stars of S/N 5 to 100, galaxies, places of empty sky away
+from all sources and between them, 8 to 10 exposures with a seeing of 0.5 to
+1.0 arcsec, and masks. The truth of a restored image is the sky at the target
+PSF; that of the plain coadd is the same coadd without noise. Needs torch and
+numpy alone.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 """Simulated fields with known truth at the target PSF, with numpy alone.
 
 Sources are points, Gaussians and exponential profiles of any size, whose
-transforms are known; PSFs are Moffat profiles that are sampled three times per pixel. Nothing
-here comes from the package.
+transforms are known; PSFs are Moffat profiles that are sampled three times per
+pixel. Nothing here comes from the package.
 """
 
 from __future__ import annotations
@@ -89,9 +89,8 @@ class FieldMaker:
     ) -> None:
         self.rng = rng = np.random.default_rng(seed)
         self.size, self.n, self.profile = size, n_exposures, profile
-        n = _FINE * (size + 2 * _WING)
-        self._shape = (n, n)
         self._fy, self._fx = _frequencies(size)
+        self._shape = (len(self._fy), len(self._fy))
         pixel = np.sinc(self._fy) * np.sinc(self._fx)
         self._transfer = np.stack([self._moffat() * pixel for _ in range(n_exposures)])
         self.sigma = rng.uniform(0.2, 0.32, n_exposures)

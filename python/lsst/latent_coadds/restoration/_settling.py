@@ -142,12 +142,12 @@ class Settling:
         A place has settled when the updates stayed within the limits. With
         momentum they go to and fro, and may end where they began.
         """
-        last = course[-1]
+        *before, last = course
         still = torch.zeros(self._operator.latent_shape, device=last.device, dtype=last.real.dtype)
         moved = still
         for kernel in self._kernels:
             lowest = highest = still
-            for earlier in course:
+            for earlier in before:
                 apart = self._operator.untransform((earlier - last) * kernel.to(last))
                 lowest, highest = torch.minimum(lowest, apart), torch.maximum(highest, apart)
             moved = torch.maximum(moved, highest - lowest)
